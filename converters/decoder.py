@@ -1,0 +1,78 @@
+"""The transformer decoder, written once against `Ops`.
+
+    ids ─> embed ─> body: layers of (attention, MLP) and the final norm ─> select ─> logits
+
+The body takes x [B, T, D], so anything that makes such an x (ids, an image, another modality) can stand before it.
+Weights are asked for by canonical name:
+
+    embed.weight, norm.weight, head.weight (untied only), and per layer N
+    layers.N.{attn_norm, attn_post_norm, mlp_norm, mlp_post_norm, q_norm, k_norm}.weight
+    layers.N.{q, k, v, o, gate, up, down}.{weight, bias}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from edgellm.converters.ops import Linear, Ops, P, T
+from edgellm.converters.weights import Weight
+from edgellm.spec import AttentionSpec, ModelSpec
+
+Weights = Callable[[str], Weight]
+
+
+def decode(spec: ModelSpec, weights: Weights, ops: Ops[T, P], ids: T, positions: P) -> T:
+    """Logits [B, selected, vocab] of token ids [B, T]."""
+    x = ops.embed(ids, weights("embed.weight"), spec.embed_scale)
+    return logits(spec, weights, ops, body(spec, weights, ops, x, positions), positions)
+
+
+def body(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, positions: P) -> T:
+    """Hidden states after the last layer, before the final norm: [B, T, D]."""
+    for layer in range(len(spec.layers)):
+        x = _residual(spec, weights, ops, x, layer, "attn", lambda h, i=layer: _attention(spec, weights, ops, h, i, positions))
+        x = _residual(spec, weights, ops, x, layer, "mlp", lambda h, i=layer: _mlp(spec, weights, ops, h, i))
+    return x
+
+
+def logits(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, positions: P) -> T:
+    """Final norm and head over the selected positions of x."""
+    x = ops.norm(ops.select(x, positions), weights("norm.weight"), spec.norm_eps)
+    head = weights("embed.weight" if spec.tied_head else "head.weight")
+    return ops.logits(x, head, spec.logit_scale, spec.logit_softcap)
+
+
+def _residual(
+    spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, layer: int, name: str, sublayer: Callable[[T], T]
+) -> T:
+    """x + post_norm(sublayer(pre_norm(x))), each norm where the spec has it."""
+    h = ops.norm(x, weights(f"layers.{layer}.{name}_norm.weight"), spec.norm_eps) if spec.pre_norm else x
+    h = sublayer(h)
+    if spec.post_norm:
+        h = ops.norm(h, weights(f"layers.{layer}.{name}_post_norm.weight"), spec.norm_eps)
+    return ops.add(x, h)
+
+
+def _attention(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, layer: int, positions: P) -> T:
+    attention = spec.attention(layer)
+    q, k, v = ops.linears(x, [_linear(weights, layer, name, spec.qkv_bias) for name in ("q", "k", "v")])
+    if attention.qk_norm != "none":
+        q = ops.norm(q, weights(f"layers.{layer}.q_norm.weight"), spec.norm_eps, _norm_groups(attention, attention.heads))
+        k = ops.norm(k, weights(f"layers.{layer}.k_norm.weight"), spec.norm_eps, _norm_groups(attention, attention.kv_heads))
+    mixed = ops.attention(q, k, v, attention, layer, positions)
+    return ops.linears(mixed, [_linear(weights, layer, "o", spec.o_bias)])[0]
+
+
+def _norm_groups(attention: AttentionSpec, heads: int) -> int:
+    return heads if attention.qk_norm == "head" else 1
+
+
+def _mlp(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, layer: int) -> T:
+    gate, up = ops.linears(x, [_linear(weights, layer, name, spec.mlp_bias) for name in ("gate", "up")])
+    hidden = ops.gated(gate, up, spec.activation)
+    return ops.linears(hidden, [_linear(weights, layer, "down", spec.mlp_bias)])[0]
+
+
+def _linear(weights: Weights, layer: int, name: str, bias: bool) -> Linear:
+    weight = weights(f"layers.{layer}.{name}.weight")
+    return Linear(weight, weights(f"layers.{layer}.{name}.bias") if bias else None)

@@ -1,0 +1,62 @@
+"""Round to nearest: each block's scale from its extremes, each value to the closest code.
+
+Symmetric blocks take the scale from the value of largest magnitude, signed so that it lands on the lowest code: that
+uses all 16 (or 256) codes, where a scale of max|w| / 7 would waste one (the same choice as llama.cpp's Q4_0).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.scheme import QTensor, Scheme
+
+
+def quantize(weight: NDArray[np.float32], scheme: Scheme) -> QTensor:
+    """Quantize rows of a weight.
+
+    Args:
+        weight: float32 [out, in]; rows are independent, so a caller may pass any slice of them.
+        scheme: the grid.
+    """
+    rows, width = weight.shape
+    blocks = scheme.blocks(width)
+    if blocks * scheme.block != width:
+        weight = np.pad(weight, ((0, 0), (0, blocks * scheme.block - width)))
+    grouped = weight.reshape(rows, blocks, scheme.block)
+    codes, scales, zeros = (_symmetric if scheme.symmetric else _asymmetric)(grouped, scheme)
+    return QTensor(scheme, (rows, width), codes, scales, zeros)
+
+
+def _symmetric(
+    grouped: NDArray[np.float32], scheme: Scheme
+) -> tuple[NDArray[np.int8], NDArray[np.float32], None]:
+    high, low = grouped.max(axis=-1), grouped.min(axis=-1)
+    extreme = np.where(high > -low, high, low)
+    scales = extreme / np.float32(scheme.low)
+    return _codes(grouped, scales, None, scheme), scales, None
+
+
+def _asymmetric(
+    grouped: NDArray[np.float32], scheme: Scheme
+) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
+    high = np.maximum(grouped.max(axis=-1), 0)  # 0 must be representable: padding and sparsity depend on it
+    low = np.minimum(grouped.min(axis=-1), 0)
+    scales = (high - low) / np.float32(scheme.high - scheme.low)
+    zeros = np.zeros_like(scales)
+    np.divide(low, scales, out=zeros, where=scales > 0)
+    zero_points = np.clip(np.rint(scheme.low - zeros), scheme.low, scheme.high).astype(np.int8)
+    return _codes(grouped, scales, zero_points, scheme), scales, zero_points
+
+
+def _codes(
+    grouped: NDArray[np.float32], scales: NDArray[np.float32], zero_points: NDArray[np.int8] | None, scheme: Scheme
+) -> NDArray[np.int8]:
+    inverse = np.zeros_like(scales)
+    np.divide(np.float32(1), scales, out=inverse, where=scales != 0)
+    scaled = grouped * inverse[..., None]
+    np.rint(scaled, out=scaled)
+    if zero_points is not None:
+        scaled += zero_points[..., None]
+    np.clip(scaled, scheme.low, scheme.high, out=scaled)
+    return scaled.astype(np.int8)

@@ -1,0 +1,313 @@
+"""Bundle: the folder that conversion makes and a device runs.
+
+    edgellm.json          format version, spec, recipe, provenance, text policy, graphs, size and sha256 of every file
+    model.onnx (+ .data)  one graph per runtime that the bundle was made for
+    tokenizer.json, tokenizer_config.json, chat_template.jinja, genai_config.json, licence files
+
+It is the only thing that the workstation and the device share. A bundle is checked before native code sees it: structure,
+sizes and paths at every load; sha256 on `verify()` and at the first load on a machine, which then leaves a stamp in the
+user's cache so that later loads stay fast.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from edgellm.errors import BundleError
+from edgellm.scheme import Recipe
+from edgellm.spec import ModelSpec
+
+FORMAT = 1
+MANIFEST = "edgellm.json"
+MAX_MANIFEST_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """Where the weights came from.
+
+    Attributes:
+        source: hub id, file name or folder name, as a person would name it.
+        revision: the hub commit, or None for local files.
+        license: the licence that the source declares, or None.
+        adapter: the LoRA that was merged, or None.
+        sha256: weight file name to sha256, where it was known without reading the file again.
+    """
+
+    source: str
+    revision: str | None = None
+    license: str | None = None
+    adapter: str | None = None
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextPolicy:
+    """Ids and files that turn text into tokens and tell when a text ends.
+
+    Attributes:
+        tokenizer: file name of the tokenizer.json, which adds the beginning-of-text token itself where the model wants one.
+        chat_template: file name of the Jinja template, or None.
+        bos_id, pad_id: None where the model has none.
+        eos_ids: every id that ends a text or a turn.
+        special_tokens: by role ("bos_token", "eos_token", ...); chat templates use them.
+    """
+
+    tokenizer: str
+    chat_template: str | None
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+    pad_id: int | None
+    special_tokens: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class KVLayout:
+    """How the KV cache of some layers passes through a graph.
+
+    Attributes:
+        layers: indices of the layers this describes.
+        past_key, past_value, present_key, present_value: tensor names with `{layer}` in them.
+        axes: meaning of each axis.
+        kv_heads, head_dim: sizes of those axes.
+        dtype: numpy name of the element type.
+        capacity: who owns the sequence axis: "session" (ONNX) or "model" (TFLite).
+    """
+
+    layers: tuple[int, ...]
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
+    axes: tuple[str, ...]
+    kv_heads: int
+    head_dim: int
+    dtype: str
+    capacity: str
+
+
+@dataclass(frozen=True)
+class Graph:
+    """One runtime's graph: its main file, and its KV cache by kind of layer."""
+
+    file: str
+    kv: tuple[KVLayout, ...]
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and sha256 (hex) of a file of the bundle."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """An opened bundle: the manifest, checked against the folder. Make one with `Bundle.open`."""
+
+    path: Path
+    spec: ModelSpec
+    recipe: Recipe
+    provenance: Provenance
+    text: TextPolicy
+    generation: Mapping[str, float]
+    graphs: Mapping[str, Graph]
+    files: Mapping[str, FileEntry]
+    producer: str
+    fidelity: Mapping[str, Any] | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Bundle:
+        """Read and check a bundle's manifest; no graph is loaded.
+
+        Raises:
+            BundleError: no bundle there, a later format, a damaged manifest, a missing file or one of the wrong size,
+                or a path that leaves the folder.
+        """
+        folder = Path(path)
+        manifest = _read_manifest(folder)
+        version = manifest.get("format")
+        if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+            raise BundleError("'format' is not a version number", where=folder / MANIFEST, fix="convert the model again")
+        if version > FORMAT:
+            raise BundleError(
+                f"bundle format {version} is newer than this edgellm reads ({FORMAT})", where=folder, fix="upgrade edgellm"
+            )
+        try:
+            bundle = _from_manifest(folder, manifest)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
+            raise BundleError(
+                f"damaged manifest: {reason}", where=folder / MANIFEST, fix="convert the model again"
+            ) from error
+        bundle._check_files()
+        return bundle
+
+    def file(self, name: str) -> Path:
+        """Full path of a file that the manifest lists."""
+        if name not in self.files:
+            raise BundleError(f"the manifest does not list '{name}'", where=self.path, fix="convert the model again")
+        return self.path / name
+
+    def verify(self) -> None:
+        """Hash every file.
+
+        Raises:
+            BundleError: a file's content is not what was converted.
+        """
+        for name, entry in self.files.items():
+            if sha256_file(self.path / name) != entry.sha256:
+                raise BundleError(
+                    "content differs from what was converted (sha256)",
+                    where=self.path / name,
+                    fix="copy the bundle again or convert the model again",
+                )
+
+    def ensure_verified(self) -> None:
+        """`verify()` once per machine and state of the files; a stamp in the user's cache remembers it."""
+        stamp = cache_dir() / "verified" / self._state_hash()
+        if stamp.exists():
+            return
+        self.verify()
+        try:
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.touch()
+        except OSError:
+            pass  # a read-only home costs a hash per load, nothing else
+
+    def size(self) -> int:
+        """Bytes of all files together."""
+        return sum(entry.size for entry in self.files.values())
+
+    def _check_files(self) -> None:
+        for name, entry in self.files.items():
+            where = self.path / name
+            _check_name(self.path, name)
+            try:
+                if not where.resolve().is_relative_to(self.path.resolve()):
+                    raise BundleError("the file lies outside the bundle", where=where, fix="convert the model again")
+                size = where.stat().st_size
+            except OSError as error:
+                raise BundleError("file is missing", where=where, fix="copy the bundle again") from error
+            if size != entry.size:
+                raise BundleError(
+                    f"size is {size} bytes, the manifest says {entry.size}", where=where, fix="copy the bundle again"
+                )
+        wanted = [self.text.tokenizer, self.text.chat_template, *(graph.file for graph in self.graphs.values())]
+        for file in wanted:
+            if file is not None:
+                self.file(file)
+
+    def _state_hash(self) -> str:
+        parts: list[object] = [str(self.path.resolve())]
+        for name in sorted(self.files):
+            status = (self.path / name).stat()
+            parts.append((name, self.files[name].sha256, status.st_size, status.st_mtime_ns, status.st_ino))
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def write_manifest(
+    folder: Path,
+    *,
+    spec: ModelSpec,
+    recipe: Recipe,
+    provenance: Provenance,
+    text: TextPolicy,
+    generation: Mapping[str, float],
+    graphs: Mapping[str, Graph],
+    producer: str,
+    fidelity: Mapping[str, Any] | None = None,
+) -> None:
+    """Hash every file that lies in `folder` and write its edgellm.json."""
+    files = {
+        entry.relative_to(folder).as_posix(): {"size": entry.stat().st_size, "sha256": sha256_file(entry)}
+        for entry in sorted(folder.rglob("*"))
+        if entry.is_file() and entry.name != MANIFEST
+    }
+    manifest = {
+        "format": FORMAT,
+        "producer": producer,
+        "spec": spec.to_json(),
+        "recipe": recipe.to_json(),
+        "provenance": dataclasses.asdict(provenance),
+        "text": dataclasses.asdict(text),
+        "generation": dict(generation),
+        "graphs": {name: dataclasses.asdict(graph) for name, graph in graphs.items()},
+        "files": files,
+        "fidelity": fidelity,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def sha256_file(path: Path) -> str:
+    """sha256 of a file's content, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def cache_dir() -> Path:
+    """The user's cache folder for edgellm: $EDGELLM_CACHE, else $XDG_CACHE_HOME/edgellm, else ~/.cache/edgellm."""
+    own = os.environ.get("EDGELLM_CACHE")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_CACHE_HOME")
+    if base:
+        return Path(base) / "edgellm"
+    try:
+        return Path.home() / ".cache" / "edgellm"
+    except RuntimeError:  # no home directory: a service account
+        return Path(tempfile.gettempdir()) / "edgellm"
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    where = folder / MANIFEST
+    if not folder.exists():
+        raise BundleError("no such folder", where=folder, fix="check the path, or make a bundle with 'edgellm convert'")
+    if not where.is_file():
+        raise BundleError(f"not a bundle (no {MANIFEST})", where=folder, fix="make one with 'edgellm convert'")
+    try:
+        if where.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"larger than {MAX_MANIFEST_BYTES >> 20} MiB", where=where, fix="convert the model again")
+        manifest = json.loads(where.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"unreadable manifest: {error}", where=where, fix="copy the bundle again") from error
+    if not isinstance(manifest, dict):
+        raise BundleError("the manifest is not a JSON object", where=where, fix="convert the model again")
+    return manifest
+
+
+def _from_manifest(folder: Path, value: Mapping[str, Any]) -> Bundle:
+    text = value["text"]
+    graphs = {}
+    for name, graph in value["graphs"].items():
+        layouts = tuple(
+            KVLayout(**{**layout, "layers": tuple(layout["layers"]), "axes": tuple(layout["axes"])}) for layout in graph["kv"]
+        )
+        graphs[name] = Graph(file=graph["file"], kv=layouts)
+    return Bundle(
+        path=folder,
+        spec=ModelSpec.from_json(value["spec"]),
+        recipe=Recipe.from_json(value["recipe"]),
+        provenance=Provenance(**value["provenance"]),
+        text=TextPolicy(**{**text, "eos_ids": tuple(text["eos_ids"])}),
+        generation=value["generation"],
+        graphs=graphs,
+        files={name: FileEntry(**entry) for name, entry in value["files"].items()},
+        producer=value["producer"],
+        fidelity=value.get("fidelity"),
+    )
+
+
+def _check_name(folder: Path, name: str) -> None:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name or name != path.as_posix():
+        raise BundleError(f"'{name!r}' is not a plain relative path", where=folder / MANIFEST, fix="do not use this bundle")

@@ -1,0 +1,105 @@
+"""Schemes, recipes and quantized tensors: what is stored in how many bits.
+
+A Scheme is a grid, a Recipe says which tensor gets which scheme, a QTensor is a tensor on its grid.
+Back ends declare which schemes they take, so a quantizer never guesses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A uniform grid: `weight ≈ (code - zero_point) * scale`, one scale per block of a row.
+
+    Attributes:
+        bits: 4 or 8; codes are signed, from -2**(bits-1) to 2**(bits-1) - 1.
+        block: how many neighbouring input channels share a scale.
+        symmetric: every zero point is 0 and none are stored.
+    """
+
+    bits: int
+    block: int
+    symmetric: bool = True
+
+    @property
+    def low(self) -> int:
+        """The smallest code."""
+        return -(1 << (self.bits - 1))
+
+    @property
+    def high(self) -> int:
+        """The largest code."""
+        return (1 << (self.bits - 1)) - 1
+
+    def blocks(self, width: int) -> int:
+        """Blocks in a row of `width` values; the last one may be partly filled."""
+        return -(-width // self.block)
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """Rows of a weight matrix on a Scheme's grid.
+
+    Attributes:
+        scheme: the grid.
+        shape: (out, in) of the weight.
+        codes: int8 [out, blocks, block]; channels past `in` hold the zero point.
+        scales: float32 [out, blocks].
+        zero_points: int8 [out, blocks], or None when the scheme is symmetric.
+    """
+
+    scheme: Scheme
+    shape: tuple[int, int]
+    codes: NDArray[np.int8]
+    scales: NDArray[np.float32]
+    zero_points: NDArray[np.int8] | None
+
+    def dequantize(self) -> NDArray[np.float32]:
+        """The weight that the codes stand for, float32 [out, in]."""
+        values = self.codes.astype(np.float32)
+        if self.zero_points is not None:
+            values -= self.zero_points[..., None].astype(np.float32)
+        values *= self.scales[..., None]
+        return values.reshape(self.shape[0], -1)[:, : self.shape[1]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Tensors whose canonical name matches `pattern` (shell style) get `scheme`; None keeps float32."""
+
+    pattern: str
+    scheme: Scheme | None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Which tensor gets which scheme: the first matching rule wins, and what none names stays float32."""
+
+    name: str
+    method: str
+    rules: tuple[Rule, ...] = ()
+
+    def scheme(self, tensor: str) -> Scheme | None:
+        """The scheme of the tensor with this canonical name."""
+        return next((rule.scheme for rule in self.rules if fnmatchcase(tensor, rule.pattern)), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; `from_json` is the inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
+        """Rebuild a recipe from `to_json`'s value."""
+        rules = tuple(
+            Rule(rule["pattern"], None if rule["scheme"] is None else Scheme(**rule["scheme"])) for rule in value["rules"]
+        )
+        return cls(name=value["name"], method=value["method"], rules=rules)

@@ -1,0 +1,82 @@
+"""What every runtime adapter provides: a Runtime is a loaded graph, a Session one KV cache over it.
+
+One adapter is one file of this folder, named as users name the runtime (`onnx`, `tflite`). It has one entry point,
+
+    load(bundle: Bundle, *, threads: int, max_context: int) -> Runtime
+
+and its package is imported only when that is called. Sessions know token ids, not text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Logits = NDArray[np.float32]
+
+
+class Session(Protocol):
+    """One conversation's KV cache.
+
+    A session is used by one thread at a time; two sessions of one runtime may run at once. Logits that a call returns
+    belong to the caller until the session's next call.
+
+    Attributes:
+        length: tokens in the cache.
+        max_context: tokens that it can hold.
+    """
+
+    max_context: int
+
+    @property
+    def length(self) -> int: ...
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """Append tokens; float32 [vocab] logits after the last one.
+
+        Raises:
+            UsageError: no ids, an id outside the vocabulary, or more than `max_context - length` of them. The cache is
+                then as it was before.
+        """
+        ...
+
+    def decode(self, token: int) -> Logits:
+        """Append one token; float32 [vocab] logits after it."""
+        ...
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Append tokens; float32 [len(ids), vocab], the logits after each of them."""
+        ...
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        ...
+
+    def close(self) -> None:
+        """Release the cache; the session cannot be used afterwards."""
+        ...
+
+
+class Runtime(Protocol):
+    """A loaded graph: weights are shared by all of its sessions.
+
+    Attributes:
+        name: the adapter's name.
+        threads: threads that a step uses.
+        max_context: the longest context a session may have.
+    """
+
+    name: str
+    threads: int
+    max_context: int
+
+    def session(self) -> Session:
+        """A new, empty session."""
+        ...
+
+    def close(self) -> None:
+        """Release the graph; its sessions cannot be used afterwards."""
+        ...
