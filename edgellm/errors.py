@@ -5,6 +5,7 @@
     ├── BundleError        a bundle is missing, damaged, from a later format, or cannot be written
     ├── RuntimeUnavailable a runtime's package is not installed or does not fit this machine
     ├── ResourceError      too little memory or disk for what was asked
+    ├── InferenceError     a loaded model failed while it ran
     └── UsageError         an argument that makes no sense for this model
 
 The command line prints one as a single line and exits non-zero.
@@ -45,6 +46,10 @@ class RuntimeUnavailable(EdgeError):
 
 class ResourceError(EdgeError):
     """Too little memory or disk for what was asked."""
+
+
+class InferenceError(EdgeError):
+    """A loaded model failed while it ran: a native error of its runtime, or logits that are no numbers."""
 
 
 class UsageError(EdgeError):
