@@ -1,0 +1,124 @@
+"""Export a model as an ONNX graph with external data: `model.onnx` and `model.onnx.data`.
+
+    inputs   input_ids int64 [B, T], attention_mask int64 [B, past + T] of ones,
+             past_key_values.N.{key,value} float32 [B, kv_heads, capacity, head_dim],
+             logits_start int64 [1], optional: first new position whose logits are wanted; -1 (the default) is the last
+    outputs  logits float32 [B, selected, vocab],
+             present.N.{key,value}, which share the buffers of the past
+
+`logits` is declared [B, 1, vocab], its shape without `logits_start`, because onnxruntime-genai reads it so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from onnx import ModelProto, TensorProto, ValueInfoProto, helper
+
+from edgellm.bundle import Graph, KVLayout
+from edgellm.converters.decoder import decode
+from edgellm.converters.onnx.data import DataLayout, OnBytes, Quantize, write_data
+from edgellm.converters.onnx.graph import CONTRIB, GraphBuilder
+from edgellm.converters.onnx.ops import OnnxOps, Value
+from edgellm.converters.weights import LazyTensor, Weight
+from edgellm.scheme import Recipe
+from edgellm.spec import ModelSpec
+
+GRAPH_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+OPSET, IR_VERSION = 21, 10
+INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 0
+PAST_KEY, PAST_VALUE = "past_key_values.{layer}.key", "past_key_values.{layer}.value"
+PRESENT_KEY, PRESENT_VALUE = "present.{layer}.key", "present.{layer}.value"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A graph that is complete but for its data, and where the data goes."""
+
+    model: ModelProto
+    layout: DataLayout
+    graph: Graph
+
+
+def plan(
+    spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, accuracy_level: int = INT8_ACTIVATIONS
+) -> Plan:
+    """Build the graph and lay out its data; no weight is read."""
+    layout = DataLayout()
+    builder = GraphBuilder(layout, DATA_FILE)
+    ops = OnnxOps(builder, spec.max_context, accuracy_level)
+    positions = ops.positions("input_ids", "attention_mask", "logits_start")
+    weights = {}
+
+    def weight(name: str) -> Weight:
+        if name not in weights:
+            weights[name] = Weight(name, tensors(name), recipe.scheme(name))
+        return weights[name]
+
+    logits = decode(spec, weight, ops, Value("input_ids"), positions)
+    builder.node("Identity", [ops.name(logits)], ["logits"])
+    return Plan(_model(spec, builder), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
+
+
+def write(
+    plan: Plan, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes
+) -> None:
+    """Write the graph and stream its data into `folder`; see `data.write_data` for the arguments."""
+    (folder / GRAPH_FILE).write_bytes(plan.model.SerializeToString())
+    write_data(
+        folder / DATA_FILE, plan.layout, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes
+    )
+
+
+def _model(spec: ModelSpec, builder: GraphBuilder) -> ModelProto:
+    builder.initializers.append(helper.make_tensor("logits_start", TensorProto.INT64, [1], [-1]))
+    inputs = [
+        _info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
+        _info("attention_mask", TensorProto.INT64, ["batch", "total"]),
+        _info("logits_start", TensorProto.INT64, [1]),
+    ]
+    outputs = [_info("logits", TensorProto.FLOAT, ["batch", 1, spec.vocab_size])]
+    for layer in range(len(spec.layers)):
+        attention = spec.attention(layer)
+        shape: list[str | int] = ["batch", attention.kv_heads, "capacity", _padded(attention.head_dim)]
+        for past, present in ((PAST_KEY, PRESENT_KEY), (PAST_VALUE, PRESENT_VALUE)):
+            inputs.append(_info(past.format(layer=layer), TensorProto.FLOAT, shape))
+            outputs.append(_info(present.format(layer=layer), TensorProto.FLOAT, shape))
+    graph = helper.make_graph(builder.nodes, spec.architecture, inputs, outputs, builder.initializers)
+    opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgellm")
+
+
+def _info(name: str, kind: int, shape: list[str | int]) -> ValueInfoProto:
+    return helper.make_tensor_value_info(name, kind, shape)
+
+
+def _padded(head_dim: int) -> int:
+    return math.ceil(head_dim / 8) * 8
+
+
+def _kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
+    """One layout a kind of attention that the model has."""
+    layouts = []
+    for kind in dict.fromkeys(spec.layers):
+        attention = spec.kinds[kind]
+        layouts.append(
+            KVLayout(
+                layers=tuple(np.flatnonzero(np.array(spec.layers) == kind).tolist()),
+                past_key=PAST_KEY,
+                past_value=PAST_VALUE,
+                present_key=PRESENT_KEY,
+                present_value=PRESENT_VALUE,
+                axes=("batch", "kv_heads", "capacity", "head_dim"),
+                kv_heads=attention.kv_heads,
+                head_dim=_padded(attention.head_dim),
+                dtype="float32",
+                capacity="session",
+            )
+        )
+    return tuple(layouts)
