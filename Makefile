@@ -1,0 +1,56 @@
+# Two commands do all the set-up: `make demo` and `make test`. PYTHON chooses the interpreter (3.11 or later).
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+HUB_ID = HuggingFaceTB/SmolLM2-135M-Instruct
+BUNDLE = demo/smollm2-int4
+QUESTION = Why is the sky blue? Answer in three sentences.
+
+.PHONY: demo test fast check models bench clean
+.DELETE_ON_ERROR:
+
+# Convert a real model, ask it a question, measure it. No torch.
+demo: $(VENV)/.installed
+	rm -rf $(BUNDLE)
+	source=$$($(BIN)/python -m edgellm.benchmarks.models --source smollm2 --hub $(HUB_ID)) && \
+	$(BIN)/edgellm convert "$$source" -o $(BUNDLE) --quant int4
+	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --max-tokens 128 --temperature 0
+	$(BIN)/edgellm bench $(BUNDLE) --json $(BUNDLE).json
+
+# The whole suite, slow tests and real models included.
+test: $(VENV)/.tested models
+	$(BIN)/python -m pytest
+
+# What takes seconds: for the loop of editing and trying.
+fast: $(VENV)/.tested
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest -q tests/test_house.py -m "not slow"
+
+# The real models that tests and benchmarks use, about 850 MB, kept in the user's cache.
+models: $(VENV)/.installed
+	$(BIN)/python -m edgellm.benchmarks.models smollm2 qwen2.5 gemma3
+
+bench: demo models
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "edgellm needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[onnx,convert]'
+	touch $@
+
+$(VENV)/.tested: setup.cfg pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@ $(VENV)/.installed
