@@ -13,10 +13,11 @@ Weights are asked for by canonical name:
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from edgellm.converters.ops import Linear, Ops, P, T
 from edgellm.converters.weights import Weight
-from edgellm.spec import AttentionSpec, ModelSpec
+from edgellm.spec import ModelSpec
 
 Weights = Callable[[str], Weight]
 
@@ -30,8 +31,10 @@ def decode(spec: ModelSpec, weights: Weights, ops: Ops[T, P], ids: T, positions:
 def body(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, positions: P) -> T:
     """Hidden states after the last layer, before the final norm: [B, T, D]."""
     for layer in range(len(spec.layers)):
-        x = _residual(spec, weights, ops, x, layer, "attn", lambda h, i=layer: _attention(spec, weights, ops, h, i, positions))
-        x = _residual(spec, weights, ops, x, layer, "mlp", lambda h, i=layer: _mlp(spec, weights, ops, h, i))
+        attention = partial(_attention, spec, weights, ops, layer, positions)
+        mlp = partial(_mlp, spec, weights, ops, layer)
+        x = _residual(spec, weights, ops, x, f"layers.{layer}.attn", attention)
+        x = _residual(spec, weights, ops, x, f"layers.{layer}.mlp", mlp)
     return x
 
 
@@ -42,32 +45,27 @@ def logits(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, positions: P
     return ops.logits(x, head, spec.logit_scale, spec.logit_softcap)
 
 
-def _residual(
-    spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, layer: int, name: str, sublayer: Callable[[T], T]
-) -> T:
+def _residual(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, name: str, sublayer: Callable[[T], T]) -> T:
     """x + post_norm(sublayer(pre_norm(x))), each norm where the spec has it."""
-    h = ops.norm(x, weights(f"layers.{layer}.{name}_norm.weight"), spec.norm_eps) if spec.pre_norm else x
+    h = ops.norm(x, weights(f"{name}_norm.weight"), spec.norm_eps) if spec.pre_norm else x
     h = sublayer(h)
     if spec.post_norm:
-        h = ops.norm(h, weights(f"layers.{layer}.{name}_post_norm.weight"), spec.norm_eps)
+        h = ops.norm(h, weights(f"{name}_post_norm.weight"), spec.norm_eps)
     return ops.add(x, h)
 
 
-def _attention(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, layer: int, positions: P) -> T:
+def _attention(spec: ModelSpec, weights: Weights, ops: Ops[T, P], layer: int, positions: P, x: T) -> T:
     attention = spec.attention(layer)
     q, k, v = ops.linears(x, [_linear(weights, layer, name, spec.qkv_bias) for name in ("q", "k", "v")])
     if attention.qk_norm != "none":
-        q = ops.norm(q, weights(f"layers.{layer}.q_norm.weight"), spec.norm_eps, _norm_groups(attention, attention.heads))
-        k = ops.norm(k, weights(f"layers.{layer}.k_norm.weight"), spec.norm_eps, _norm_groups(attention, attention.kv_heads))
+        q_groups, k_groups = (attention.heads, attention.kv_heads) if attention.qk_norm == "head" else (1, 1)
+        q = ops.norm(q, weights(f"layers.{layer}.q_norm.weight"), spec.norm_eps, q_groups)
+        k = ops.norm(k, weights(f"layers.{layer}.k_norm.weight"), spec.norm_eps, k_groups)
     mixed = ops.attention(q, k, v, attention, layer, positions)
     return ops.linears(mixed, [_linear(weights, layer, "o", spec.o_bias)])[0]
 
 
-def _norm_groups(attention: AttentionSpec, heads: int) -> int:
-    return heads if attention.qk_norm == "head" else 1
-
-
-def _mlp(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, layer: int) -> T:
+def _mlp(spec: ModelSpec, weights: Weights, ops: Ops[T, P], layer: int, x: T) -> T:
     gate, up = ops.linears(x, [_linear(weights, layer, name, spec.mlp_bias) for name in ("gate", "up")])
     hidden = ops.gated(gate, up, spec.activation)
     return ops.linears(hidden, [_linear(weights, layer, "down", spec.mlp_bias)])[0]

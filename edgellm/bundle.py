@@ -146,9 +146,7 @@ class Bundle:
             bundle = _from_manifest(folder, manifest)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-            raise BundleError(
-                f"damaged manifest: {reason}", where=folder / MANIFEST, fix="convert the model again"
-            ) from error
+            raise BundleError(f"damaged manifest: {reason}", where=folder / MANIFEST, fix="convert the model again") from error
         bundle._check_files()
         return bundle
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 from edgellm.bundle import Provenance
 from edgellm.converters.weights import LazyTensor
@@ -73,3 +73,7 @@ class Checkpoint(Protocol):
     def close(self) -> None:
         """Release mapped files."""
         ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exc: object) -> None: ...

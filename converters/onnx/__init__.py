@@ -1,0 +1,1 @@
+"""Back end that writes bundles for onnxruntime."""

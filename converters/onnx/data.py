@@ -12,8 +12,9 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,21 +113,14 @@ def write_data(
     with path.open("wb") as file:
         file.truncate(layout.size)
         _reserve_on_disk(file, layout.size)
-    handles: list[BinaryIO] = []
-    local = threading.local()
-
-    def handle() -> BinaryIO:
-        if not hasattr(local, "file"):
-            local.file = path.open("r+b", buffering=0)
-            handles.append(local.file)
-        return local.file  # type: ignore[no-any-return]
+    files = _FilePerThread(path)
 
     def work(job: FloatJob | QuantizedJob, start: int, stop: int) -> tuple[str, int]:
         values = job.tensor.rows(start, stop)
         if isinstance(job, FloatJob):
-            _put(handle(), job.place, start, job.tensor.shape[0], values)
+            _put(files.get(), job.place, start, job.tensor.shape[0], values)
         else:
-            _put_quantized(handle(), job, start, quantize(values, job.scheme))
+            _put_quantized(files.get(), job, start, quantize(values, job.scheme))
         return job.name, values.nbytes
 
     pool = ThreadPoolExecutor(workers)
@@ -142,7 +136,24 @@ def write_data(
             on_bytes(*future.result())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        for file in handles:
+        files.close()
+
+
+class _FilePerThread:
+    """The data file opened once per worker: seek and write then need no lock, and no call that Windows lacks."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._opened: dict[int, FileIO] = {}
+
+    def get(self) -> FileIO:
+        thread = threading.get_ident()
+        if thread not in self._opened:
+            self._opened[thread] = self._path.open("r+b", buffering=0)
+        return self._opened[thread]
+
+    def close(self) -> None:
+        for file in self._opened.values():
             file.close()
 
 
@@ -171,9 +182,9 @@ def _put_quantized(file: BinaryIO, job: QuantizedJob, start: int, part: QTensor)
         _put(file, job.zero_points, start, rows, pack_codes(zeros, job.scheme.bits))
 
 
-def _put(file: BinaryIO, place: Place, start: int, rows: int, values: NDArray[np.generic]) -> None:
+def _put(file: BinaryIO, place: Place, start: int, rows: int, values: NDArray[Any]) -> None:
     file.seek(place.offset + place.length // rows * start)
-    data = memoryview(np.ascontiguousarray(values)).cast("B")
+    data = np.ascontiguousarray(values).data.cast("B")
     while data:
         data = data[file.write(data) :]
 

@@ -45,9 +45,7 @@ class Plan:
     graph: Graph
 
 
-def plan(
-    spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, accuracy_level: int = INT8_ACTIVATIONS
-) -> Plan:
+def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, accuracy_level: int = INT8_ACTIVATIONS) -> Plan:
     """Build the graph and lay out its data; no weight is read."""
     layout = DataLayout()
     builder = GraphBuilder(layout, DATA_FILE)
@@ -65,14 +63,10 @@ def plan(
     return Plan(_model(spec, builder), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
 
 
-def write(
-    plan: Plan, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes
-) -> None:
+def write(plan: Plan, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
     """Write the graph and stream its data into `folder`; see `data.write_data` for the arguments."""
     (folder / GRAPH_FILE).write_bytes(plan.model.SerializeToString())
-    write_data(
-        folder / DATA_FILE, plan.layout, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes
-    )
+    write_data(folder / DATA_FILE, plan.layout, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
 
 
 def _model(spec: ModelSpec, builder: GraphBuilder) -> ModelProto:

@@ -39,11 +39,11 @@ class GraphBuilder:
         self.node(op, inputs, [output], domain, **attributes)
         return output
 
-    def node(
-        self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: int | float
-    ) -> None:
+    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: int | float) -> None:
         """Add a node."""
-        self.nodes.append(helper.make_node(op, inputs, outputs, name=f"{op}.{len(self.nodes)}", domain=domain, **attributes))
+        node = NodeProto(op_type=op, name=f"{op}.{len(self.nodes)}", domain=domain, input=inputs, output=outputs)
+        node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())
+        self.nodes.append(node)
 
     def new(self, stem: str) -> str:
         """A name that nothing has yet."""

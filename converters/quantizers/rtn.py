@@ -28,18 +28,14 @@ def quantize(weight: NDArray[np.float32], scheme: Scheme) -> QTensor:
     return QTensor(scheme, (rows, width), codes, scales, zeros)
 
 
-def _symmetric(
-    grouped: NDArray[np.float32], scheme: Scheme
-) -> tuple[NDArray[np.int8], NDArray[np.float32], None]:
+def _symmetric(grouped: NDArray[np.float32], scheme: Scheme) -> tuple[NDArray[np.int8], NDArray[np.float32], None]:
     high, low = grouped.max(axis=-1), grouped.min(axis=-1)
     extreme = np.where(high > -low, high, low)
     scales = extreme / np.float32(scheme.low)
     return _codes(grouped, scales, None, scheme), scales, None
 
 
-def _asymmetric(
-    grouped: NDArray[np.float32], scheme: Scheme
-) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
+def _asymmetric(grouped: NDArray[np.float32], scheme: Scheme) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:
     high = np.maximum(grouped.max(axis=-1), 0)  # 0 must be representable: padding and sparsity depend on it
     low = np.minimum(grouped.min(axis=-1), 0)
     scales = (high - low) / np.float32(scheme.high - scheme.low)
