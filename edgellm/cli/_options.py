@@ -1,0 +1,51 @@
+"""Argument types and helpers that several commands share."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgellm.errors import ResourceError
+
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: 600M, 2G, 1.5GiB; units are powers of 1024."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Bytes."""
+        if isinstance(value, int):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", str(value).strip(), re.IGNORECASE)
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a size like 600M or 2G", param, ctx)
+        return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def megabytes(size: float) -> str:
+    """Bytes as a person reads them, in MB of 10^6."""
+    return f"{size / 1e6:,.1f} MB" if size < 1e8 else f"{size / 1e6:,.0f} MB"
+
+
+def to_json(value: object) -> str:
+    """JSON for stdout or a file: characters as they are, no NaN."""
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON to a file.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    try:
+        path.write_text(to_json(value) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"cannot write: {error.strerror or error}", where=path, fix="choose another file") from error

@@ -1,0 +1,77 @@
+"""`edgellm convert`: a model becomes a bundle."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from edgellm.cli._options import Size, megabytes
+
+
+@click.command()
+@click.argument("source")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle to make.")
+@click.option("--target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Runtime to make a graph for.")
+@click.option(
+    "--quant",
+    type=click.Choice(["int4", "int8", "fp32"]),
+    default="int4",
+    show_default=True,
+    help="Bits of the linear weights; under int4 the embedding and the head keep 8.",
+)
+@click.option("--method", default="rtn", show_default=True, help="How weights are rounded.")
+@click.option(
+    "--block-size",
+    type=click.Choice(["16", "32", "64", "128"]),
+    default="32",
+    show_default=True,
+    help="Weights that share a scale: small is closer to the source, large is faster.",
+)
+@click.option("--adapter", type=click.Path(path_type=Path), metavar="LORA_DIR", help="A PEFT LoRA to merge.")
+@click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
+@click.option("--max-context", type=click.IntRange(min=1), metavar="N", help="Longest context that the bundle serves.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a hub model.")
+def command(
+    source: str,
+    output: Path,
+    target: str,
+    quant: str,
+    method: str,
+    block_size: str,
+    adapter: Path | None,
+    max_ram: int | None,
+    max_context: int | None,
+    revision: str | None,
+) -> None:
+    """Convert SOURCE (a .gguf file, a Hugging Face folder or a hub id) into a bundle."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    from edgellm.convert import Progress, convert
+
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    started = time.perf_counter()
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+
+        def show(progress: Progress) -> None:
+            bar.update(task, completed=progress.done_bytes, total=progress.total_bytes, description=progress.name)
+
+        bundle = convert(
+            source,
+            output,
+            target=target,
+            quant=quant,
+            method=method,
+            block_size=int(block_size),
+            adapter=adapter,
+            max_ram=max_ram,
+            max_context=max_context,
+            revision=revision,
+            progress=show,
+        )
+    elapsed = time.perf_counter() - started
+    click.echo(f"{output}: {bundle.spec.architecture}, {quant}, {megabytes(bundle.size())}, made in {elapsed:.1f} s")

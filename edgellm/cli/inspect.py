@@ -1,0 +1,163 @@
+"""`edgellm inspect`: what a bundle or a source is, and whether it will fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli._options import megabytes, to_json
+
+if TYPE_CHECKING:
+    from edgellm.bundle import Bundle
+    from edgellm.spec import ModelSpec
+
+CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+FLOAT32 = 4
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What `inspect` shows.
+
+    Attributes:
+        weights: recipe name to bytes of weights in RAM: the bundle's own recipe, or those a source could be converted to.
+        kv_per_token: bytes of KV cache that one position takes.
+        files: name to bytes, for a bundle.
+    """
+
+    kind: str
+    name: str
+    license: str | None
+    spec: ModelSpec
+    weights: Mapping[str, int]
+    kv_per_token: int
+    files: Mapping[str, int]
+    details: Mapping[str, str]
+
+    def fits(self, available: int | None) -> list[dict[str, Any]]:
+        """RAM by context length: KV bytes, total bytes by recipe, and whether that is available here (None: unknown)."""
+        longest = self.spec.max_context
+        rows = []
+        for context in [*(length for length in CONTEXTS if length < longest), longest]:
+            totals = {name: size + self.kv_per_token * context for name, size in self.weights.items()}
+            fit = {name: None if available is None else total <= available for name, total in totals.items()}
+            rows.append({"context": context, "kv": self.kv_per_token * context, "total": totals, "fits": fit})
+        return rows
+
+
+@click.command()
+@click.argument("model", metavar="BUNDLE|SOURCE")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a hub model.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(model: str, revision: str | None, as_json: bool) -> None:
+    """Show what a BUNDLE or a SOURCE (a .gguf file, a Hugging Face folder, a hub id) is, and the RAM it takes."""
+    from edgellm.bundle import MANIFEST, Bundle
+    from edgellm.runtimes.memory import available_bytes
+
+    facts = _of_bundle(Bundle.open(model)) if (Path(model) / MANIFEST).exists() else _of_source(model, revision)
+    available = available_bytes()
+    if as_json:
+        click.echo(to_json(_as_json(facts, available)))
+    else:
+        _show(facts, available)
+
+
+def _of_bundle(bundle: Bundle) -> Facts:
+    from edgellm.runtimes.memory import kv_bytes_per_token, weight_bytes
+
+    graph = next(iter(bundle.graphs.values()))
+    details = {"method": bundle.recipe.method, "runtimes": ", ".join(bundle.graphs), "made by": bundle.producer}
+    if bundle.provenance.revision:
+        details["revision"] = bundle.provenance.revision
+    if bundle.provenance.adapter:
+        details["adapter"] = bundle.provenance.adapter
+    return Facts(
+        kind="bundle",
+        name=bundle.provenance.source,
+        license=bundle.provenance.license,
+        spec=bundle.spec,
+        weights={bundle.recipe.name: weight_bytes(bundle, graph)},
+        kv_per_token=kv_bytes_per_token(graph),
+        files={name: entry.size for name, entry in bundle.files.items()},
+        details=details,
+    )
+
+
+def _of_source(source: str, revision: str | None) -> Facts:
+    """What each `--quant` would make of a source; nothing is converted, the layout of the weights tells."""
+    from edgellm.converters.architectures import describe
+    from edgellm.converters.checkpoints import open_checkpoint
+    from edgellm.converters.onnx.export import plan
+    from edgellm.converters.recipes import QUANTS, recipe
+
+    with open_checkpoint(source, revision=revision) as checkpoint:
+        spec, tensors = describe(checkpoint, None)
+        weights = {quant: plan(spec, tensors, recipe(quant, "rtn", 32)).layout.size for quant in QUANTS}
+        details = {"tensors": str(len(checkpoint.names()))}
+        if checkpoint.provenance.revision:
+            details["revision"] = checkpoint.provenance.revision
+        return Facts(
+            kind="source",
+            name=checkpoint.provenance.source,
+            license=checkpoint.provenance.license,
+            spec=spec,
+            weights=weights,
+            kv_per_token=spec.kv_bytes(1, FLOAT32),
+            files={},
+            details=details,
+        )
+
+
+def _as_json(facts: Facts, available: int | None) -> dict[str, Any]:
+    return {
+        "kind": facts.kind,
+        "name": facts.name,
+        "license": facts.license,
+        "spec": facts.spec.to_json(),
+        "details": facts.details,
+        "weights": facts.weights,
+        "files": facts.files,
+        "available": available,
+        "memory": facts.fits(available),
+    }
+
+
+def _show(facts: Facts, available: int | None) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    spec = facts.spec
+    attention = spec.attention(0)
+    head = "tied head" if spec.tied_head else "untied head"
+    lines = {
+        facts.kind: facts.name,
+        "license": facts.license or "not declared: ask the model's authors",
+        "model": f"{spec.architecture}, {len(spec.layers)} layers, hidden {spec.hidden_size}, MLP {spec.intermediate_size}",
+        "attention": f"{attention.heads} heads, {attention.kv_heads} KV heads, head size {attention.head_dim}",
+        "vocabulary": f"{spec.vocab_size:,}, {head}",
+        "context": f"{spec.max_context:,} tokens",
+        **facts.details,
+    }
+    for name, text in lines.items():
+        click.echo(f"{name:<11} {text}")
+    for name, size in sorted(facts.files.items(), key=lambda file: -file[1]):
+        click.echo(f"{'file':<11} {name}  {megabytes(size)}")
+    click.echo()
+    here = "unknown on this system" if available is None else megabytes(available)
+    table = Table(title=f"RAM for weights and KV cache; available here: {here}", title_justify="left")
+    table.add_column("context", justify="right")
+    table.add_column("KV cache", justify="right")
+    for name in facts.weights:
+        table.add_column(name, justify="right")
+    for row in facts.fits(available):
+        cells = [megabytes(row["total"][name]) + _mark(row["fits"][name]) for name in facts.weights]
+        table.add_row(f"{row['context']:,}", megabytes(row["kv"]), *cells)
+    Console().print(table)
+
+
+def _mark(fits: bool | None) -> str:
+    return "" if fits is None else "  fits" if fits else "  too large"

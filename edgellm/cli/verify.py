@@ -1,0 +1,20 @@
+"""`edgellm verify`: is every byte of a bundle the one that was converted?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgellm.cli._options import megabytes
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+def command(bundle: Path) -> None:
+    """Hash every file of BUNDLE and compare with what was converted."""
+    from edgellm.bundle import Bundle
+
+    opened = Bundle.open(bundle)
+    opened.verify()
+    click.echo(f"{bundle}: {len(opened.files)} files, {megabytes(opened.size())}, all as converted")
