@@ -10,7 +10,6 @@ what one compares; lowest and highest show how far to trust them.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import importlib.metadata
 import os
 import statistics
@@ -24,9 +23,9 @@ import numpy as np
 from edgellm._version import __version__
 from edgellm.benchmarks.machine import Machine, machine, peak_rss
 from edgellm.bundle import Bundle
-from edgellm.errors import RuntimeUnavailable, UsageError
+from edgellm.errors import UsageError
+from edgellm.runtimes import open_runtime
 from edgellm.runtimes.session import Runtime
-from edgellm.runtimes.threads import default_threads
 
 SCHEMA = 1
 PACKAGES = ("numpy", "onnxruntime", "tokenizers")
@@ -123,7 +122,7 @@ def measure(
 
     progress("load")
     started = time.perf_counter()
-    loaded = _load(bundle, runtime, threads or default_threads(), need)
+    loaded = open_runtime(bundle, name=runtime, threads=threads, max_context=need)
     load_ms = (time.perf_counter() - started) * 1000
     try:
         series = [Series("load", "ms", (load_ms,))]
@@ -148,16 +147,6 @@ def measure(
         )
     finally:
         loaded.close()
-
-
-def _load(bundle: Bundle, runtime: str | None, threads: int, max_context: int) -> Runtime:
-    """The bundle's graph in the named runtime, or in the first that the bundle has a graph for."""
-    name = runtime or next(iter(bundle.graphs))
-    if name not in bundle.graphs:
-        raise RuntimeUnavailable(f"the bundle has no graph for '{name}'", where=bundle.path, fix="convert with --target")
-    adapter = importlib.import_module(f"edgellm.runtimes.{name}")
-    loaded: Runtime = adapter.load(bundle, threads=threads, max_context=max_context)
-    return loaded
 
 
 def _prefill(runtime: Runtime, ids: Sequence[int], trials: int) -> Series:
