@@ -158,7 +158,9 @@ def _download(model: Model, scratch: Path) -> list[Path]:
 
 
 def source(name: str, hub_id: str) -> str:
-    """`hub_id` if the hub answers within a few seconds, else the path of the packaged model."""
+    """`hub_id` if the hub answers within a few seconds, else (or without an id) the path of the packaged model."""
+    if not hub_id:
+        return str(fetch(name))
     from huggingface_hub import HfApi
 
     try:
