@@ -1,0 +1,102 @@
+"""edgellm: language models as edge bundles.
+
+    import edgellm
+
+    edgellm.convert("model.gguf", "bundle")
+    with edgellm.load("bundle") as llm:
+        print(llm.generate("The capital of France is", max_tokens=16).text)
+
+Importing this module imports no runtime, no tokenizer and no converter; each comes with the first call that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from edgellm._version import __version__
+from edgellm.errors import (
+    BundleError,
+    EdgeError,
+    InferenceError,
+    ResourceError,
+    RuntimeUnavailable,
+    SourceError,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from edgellm.bundle import Bundle
+    from edgellm.convert import convert
+    from edgellm.llm import LLM, Output, Stream
+
+__all__ = [
+    "LLM",
+    "Bundle",
+    "BundleError",
+    "EdgeError",
+    "InferenceError",
+    "Output",
+    "ResourceError",
+    "RuntimeUnavailable",
+    "SourceError",
+    "Stream",
+    "UsageError",
+    "__version__",
+    "convert",
+    "load",
+]
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
+    max_context: int | None = None,
+) -> LLM:
+    """Open a bundle and load its model.
+
+    Args:
+        path: the bundle's folder.
+        runtime: which of the bundle's graphs to load; None takes "onnx" where there is one.
+        threads: threads of a step; None fits the machine.
+        max_context: tokens that prompt and answer may have together; None takes what the bundle was made for.
+
+    Raises:
+        BundleError: no bundle there, a damaged one, or one of a later format.
+        RuntimeUnavailable: the runtime's package is missing.
+        ResourceError: too little memory.
+        UsageError: an argument out of range.
+    """
+    from edgellm.bundle import Bundle
+    from edgellm.llm import LLM
+    from edgellm.runtimes import open_runtime
+    from edgellm.tokenizer import Tokenizer
+
+    bundle = Bundle.open(path)
+    bundle.ensure_verified()
+    tokenizer = Tokenizer.open(bundle)
+    return LLM(bundle, open_runtime(bundle, name=runtime, threads=threads, max_context=max_context), tokenizer)
+
+
+def __getattr__(name: str) -> Any:
+    """Names that are imported when they are first used."""
+    if name == "convert":
+        from edgellm.convert import convert
+
+        globals()[name] = convert  # the import has put the module under this name
+        return convert
+    if name == "Bundle":
+        from edgellm.bundle import Bundle
+
+        return Bundle
+    if name in ("LLM", "Output", "Stream"):
+        from edgellm import llm
+
+        return getattr(llm, name)
+    raise AttributeError(f"module 'edgellm' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

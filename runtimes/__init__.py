@@ -1,0 +1,71 @@
+"""The device side: one adapter a runtime, found by its file name, and what turns logits into tokens."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+
+from edgellm.bundle import Bundle
+from edgellm.errors import RuntimeUnavailable, UsageError
+from edgellm.runtimes.session import Runtime
+
+PREFERRED = "onnx"
+MINIMAL_CONTEXT = 256
+
+logger = logging.getLogger(__name__)
+
+
+def open_runtime(
+    bundle: Bundle, *, name: str | None = None, threads: int | None = None, max_context: int | None = None
+) -> Runtime:
+    """Load a bundle's graph.
+
+    Args:
+        name: the adapter, which is also the graph's name in the bundle; None takes "onnx" where there is one, else the first.
+        threads: threads of a step; None fits the machine (see `edgellm.runtimes.threads`).
+        max_context: tokens that a session may hold, at most the model's own; None takes the model's. The cache grows as it
+            fills, so a large context costs nothing until it is used.
+
+    Raises:
+        UsageError: the bundle has no such graph, or a number is out of range.
+        RuntimeUnavailable: the adapter or its package is missing.
+        ResourceError: too little memory for the weights and the context that was asked for (without `max_context`: for a
+            short one).
+        BundleError: the runtime refuses the graph.
+    """
+    from edgellm.runtimes.memory import check_fits
+    from edgellm.runtimes.threads import default_threads
+
+    name = _graph_name(bundle, name)
+    if threads is not None and threads < 1:
+        raise UsageError(f"threads is {threads}", fix="use 1 or more, or leave it out")
+    if max_context is not None and not 1 <= max_context <= bundle.spec.max_context:
+        raise UsageError(
+            f"max_context is {max_context}", where=bundle.path, fix=f"use a number from 1 to {bundle.spec.max_context}"
+        )
+    context = bundle.spec.max_context if max_context is None else max_context
+    check_fits(bundle, bundle.graphs[name], min(context, MINIMAL_CONTEXT) if max_context is None else context)
+    module = f"{__name__}.{name}"
+    try:
+        adapter = importlib.import_module(module)
+        load = adapter.load
+    except (ModuleNotFoundError, AttributeError) as error:
+        if isinstance(error, ModuleNotFoundError) and error.name != module:
+            raise
+        raise RuntimeUnavailable(
+            f"no adapter for '{name}' in this edgellm", where=bundle.path, fix="upgrade edgellm"
+        ) from error
+    runtime: Runtime = load(bundle, threads=default_threads() if threads is None else threads, max_context=context)
+    logger.debug("loaded %s with %s, %d threads, context up to %d", bundle.path, name, runtime.threads, context)
+    return runtime
+
+
+def _graph_name(bundle: Bundle, name: str | None) -> str:
+    there = list(bundle.graphs)
+    if name is None:
+        name = PREFERRED if PREFERRED in there else next(iter(there), PREFERRED)
+    if name not in there or not name.isidentifier():
+        raise UsageError(
+            f"the bundle has no graph for the runtime '{name}'", where=bundle.path, fix=f"it has: {', '.join(there) or 'none'}"
+        )
+    return name

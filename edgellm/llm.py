@@ -1,0 +1,447 @@
+"""LLM: text in, text out, over a runtime, a generator and a tokenizer. `edgellm.load` makes one."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Literal, overload
+
+from edgellm.bundle import Bundle
+from edgellm.chat_template import ChatTemplate
+from edgellm.errors import UsageError
+from edgellm.runtimes.generator import FinishReason, Generation, Timings
+from edgellm.runtimes.sampling import Sampling
+from edgellm.runtimes.session import Runtime, Session
+from edgellm.stop import StopStrings
+from edgellm.tokenizer import StreamDecoder, Tokenizer
+
+Message = Mapping[str, Any]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Output:
+    """A finished generation.
+
+    Attributes:
+        text: the new text, without the stop string or stop token that ended it.
+        ids: the new tokens; those of a stop string are among them, a stop token is not.
+        finish_reason: "stop", "length" (max_tokens), "context" (the context is full) or "cancelled".
+        timings: what it took.
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    finish_reason: FinishReason
+    timings: Timings
+
+
+@dataclass
+class _Slot:
+    """A session that outlives a call, and the conversation in it."""
+
+    session: Session
+    ids: list[int]  # tokens in the session's cache
+    messages: list[Message]  # the conversation that they are, with its answer; empty where they are none
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """What a call put into its slot: the prompt, the messages that it was rendered from, what it could not reuse."""
+
+    ids: list[int]
+    messages: list[Message]
+    dropped: int
+    cancel: threading.Event
+
+
+class LLM:
+    """A loaded bundle.
+
+    Calls may come from several threads, and a new one may start while a stream is open: each has a session of its own over the
+    same weights. One session is kept between calls, so that a conversation's next turn computes only what is new.
+    """
+
+    def __init__(self, bundle: Bundle, runtime: Runtime, tokenizer: Tokenizer) -> None:
+        self.bundle = bundle
+        self.tokenizer = tokenizer
+        self._runtime = runtime
+        self._template = _template(bundle)
+        self._lock = threading.Lock()
+        self._idle: _Slot | None = None
+        self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._closed = False
+        self._said_unstable = False
+
+    @property
+    def runtime(self) -> Runtime:
+        """The loaded graph."""
+        return self._runtime
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Output:
+        """Continue a text.
+
+        Args:
+            prompt: text, or token ids that are taken as they are.
+            max_tokens: new tokens at most.
+            temperature, top_k, top_p, min_p, repetition_penalty: see `Sampling`; None takes the default that the model's
+                authors set in the bundle, and without one the most likely token.
+            seed: the same seed gives the same text; None draws one.
+            stop: strings that end the text.
+
+        Raises:
+            UsageError: an empty prompt, one that exceeds the context, or a number out of range.
+        """
+        return self.stream(
+            prompt,
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            seed=seed,
+            stop=stop,
+        ).result()
+
+    def stream(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        max_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+    ) -> Stream:
+        """`generate`, piece by piece as the text comes."""
+        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return self._start(self._prompt_ids(prompt), [], sampling, max_tokens, stop)
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = ...,
+        temperature: float | None = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        min_p: float | None = ...,
+        repetition_penalty: float | None = ...,
+        seed: int | None = ...,
+        stop: str | Sequence[str] = ...,
+        stream: Literal[False] = ...,
+        tools: Sequence[Mapping[str, Any]] | None = ...,
+        template_options: Mapping[str, Any] | None = ...,
+    ) -> Output: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = ...,
+        temperature: float | None = ...,
+        top_k: int | None = ...,
+        top_p: float | None = ...,
+        min_p: float | None = ...,
+        repetition_penalty: float | None = ...,
+        seed: int | None = ...,
+        stop: str | Sequence[str] = ...,
+        stream: Literal[True],
+        tools: Sequence[Mapping[str, Any]] | None = ...,
+        template_options: Mapping[str, Any] | None = ...,
+    ) -> Stream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        max_tokens: int = 256,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        stream: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> Output | Stream:
+        """Answer a conversation: messages with "role" and "content", the last one usually the user's.
+
+        The turns so far are in the cache of the call before and are not computed again, as far as the model's chat template
+        renders them as it did then; `timings.reused_tokens` and `dropped_tokens` tell.
+
+        Args:
+            stream: return a `Stream` of text pieces instead of waiting for the end.
+            tools: JSON schemas of functions that the model may call, for templates that know tools.
+            template_options: further names for the template, such as {"enable_thinking": False}.
+            max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed, stop: as in `generate`.
+
+        Raises:
+            UsageError: no messages, the bundle has no chat template, or as in `generate`.
+        """
+        if self._template is None:
+            raise UsageError(
+                "the bundle has no chat template", where=self.bundle.path, fix="use generate() with a plain prompt"
+            )
+        if not messages:
+            raise UsageError("no messages", fix='give at least {"role": "user", "content": "..."}')
+        sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        text = self._template.render(messages, add_generation_prompt=True, tools=tools, options=template_options)
+        # the template writes the special tokens itself, the beginning of text included
+        ids = self.tokenizer.encode(text, special=False)
+        started = self._start(ids, list(messages), sampling, max_tokens, stop)
+        return started if stream else started.result()
+
+    def session(self) -> Session:
+        """A new session of token ids and logits, independent of the calls above."""
+        return self._runtime.session()
+
+    def cancel(self) -> None:
+        """End every generation that is running, from any thread; each finishes with "cancelled" at its next token."""
+        with self._lock:
+            for stream in self._streams:
+                stream.cancel()
+
+    def close(self) -> None:
+        """Cancel what is running and release the model."""
+        with self._lock:
+            self._closed = True
+            idle, self._idle = self._idle, None
+        self.cancel()
+        if idle is not None:
+            idle.session.close()
+        self._runtime.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if len(prompt) == 0:
+            raise UsageError("the prompt is empty", fix="give some text, or token ids")
+        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _sampling(
+        self,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        min_p: float | None,
+        repetition_penalty: float | None,
+        seed: int | None,
+    ) -> Sampling:
+        """What the caller set, else what the model's authors did. Whoever names a cut-off wants sampling, not greedy."""
+        defaults = self.bundle.generation
+        if temperature is None:
+            asked = any(value is not None for value in (top_k, top_p, min_p))
+            sample = defaults.get("do_sample", "temperature" in defaults)
+            temperature = defaults.get("temperature", 1.0) if sample or asked else 0.0
+        return Sampling(
+            temperature=temperature,
+            top_k=int(defaults.get("top_k", 0)) if top_k is None else top_k,
+            top_p=defaults.get("top_p", 1.0) if top_p is None else top_p,
+            min_p=defaults.get("min_p", 0.0) if min_p is None else min_p,
+            repetition_penalty=defaults.get("repetition_penalty", 1.0) if repetition_penalty is None else repetition_penalty,
+            seed=seed,
+        )
+
+    def _start(
+        self, ids: list[int], messages: list[Message], sampling: Sampling, max_tokens: int, stop: str | Sequence[str]
+    ) -> Stream:
+        stops = StopStrings(stop)
+        slot = self._take()
+        try:
+            # a plain prompt starts afresh, so that its text does not hang on what was computed before it
+            common = _common_prefix(slot.ids, ids[:-1]) if messages else 0
+            dropped = len(slot.ids) - common if _continues(messages, slot.messages) else 0
+            slot.session.rewind(common)
+            slot.ids, slot.messages = slot.ids[:common], []
+            if dropped and not self._said_unstable:
+                self._said_unstable = True
+                logger.warning(
+                    "the chat template renders earlier turns anew: %d of the %d tokens in the cache have to be computed again",
+                    dropped,
+                    dropped + common,
+                )
+            turn = _Turn(ids, messages, dropped, threading.Event())
+            generation = Generation(
+                slot.session,
+                ids,
+                sampling=sampling,
+                max_tokens=max_tokens,
+                stop_ids=self.bundle.text.eos_ids,
+                cancel=turn.cancel,
+            )
+            stream = Stream(self, slot, generation, StreamDecoder(self.tokenizer), stops, turn)
+        except BaseException:
+            self._give_back(slot)
+            raise
+        with self._lock:
+            self._streams.add(stream)
+        return stream
+
+    def _take(self) -> _Slot:
+        with self._lock:
+            if self._closed:
+                raise UsageError("the model is closed", fix="load it again")
+            slot, self._idle = self._idle, None
+        return slot or _Slot(self._runtime.session(), [], [])
+
+    def _give_back(self, slot: _Slot) -> None:
+        """Keep a session for the next call; one is kept, the one used last."""
+        with self._lock:
+            old, self._idle = (slot, None) if self._closed else (self._idle, slot)
+        if old is not None:
+            old.session.close()
+
+    def _ended(self, stream: Stream, slot: _Slot) -> None:
+        with self._lock:
+            self._streams.discard(stream)
+        self._give_back(slot)
+
+
+class Stream(Iterator[str]):
+    """Pieces of text as they come; `output` has the whole after the end. Closing it, or letting go of it, ends it early."""
+
+    def __init__(
+        self,
+        llm: LLM,
+        slot: _Slot,
+        generation: Generation,
+        decoder: StreamDecoder,
+        stops: StopStrings,
+        turn: _Turn,
+    ) -> None:
+        self._llm = llm
+        self._slot = slot
+        self._generation = generation
+        self._decoder = decoder
+        self._stops = stops
+        self._turn = turn
+        self._text: list[str] = []
+        self._output: Output | None = None
+        self._open = True
+
+    def __next__(self) -> str:
+        """The next piece: one character or more, never a part of one.
+
+        Raises:
+            EdgeError: the runtime failed; the LLM can be used again.
+        """
+        while self._open:
+            try:
+                token = next(self._generation)
+            except StopIteration:
+                piece = self._stops.push(self._decoder.finish()) + self._stops.finish()
+                self._end(piece, "stop" if self._stops.found else self._generation.finish_reason)
+            except BaseException:
+                self._release()
+                raise
+            else:
+                piece = self._stops.push(self._decoder.push(token))
+                if self._stops.found:
+                    self._end(piece, "stop")
+                else:
+                    self._text.append(piece)
+            if piece:
+                return piece
+        raise StopIteration
+
+    @property
+    def output(self) -> Output:
+        """The finished generation.
+
+        Raises:
+            UsageError: it has not ended, or it failed.
+        """
+        if self._output is None:
+            raise UsageError("the stream has not ended", fix="read it to its end, or close() it")
+        return self._output
+
+    def result(self) -> Output:
+        """Read to the end."""
+        for _ in self:
+            pass
+        return self.output
+
+    def cancel(self) -> None:
+        """End at the next token; from any thread."""
+        self._turn.cancel.set()
+
+    def close(self) -> None:
+        """End here; by the thread that reads. Without effect at the end."""
+        if self._open:
+            self._end("", "cancelled")
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_open", False):
+            self._release()
+
+    def _end(self, piece: str, reason: FinishReason | None) -> None:
+        self._text.append(piece)
+        generation, text = self._generation, "".join(self._text)
+        timings = replace(generation.timings, dropped_tokens=self._turn.dropped)
+        self._output = Output(text, tuple(generation.ids), reason or "cancelled", timings)
+        if self._turn.messages:
+            self._slot.messages = [*self._turn.messages, {"role": "assistant", "content": text}]
+        self._release()
+
+    def _release(self) -> None:
+        """Give the session back, with a note of what is in it."""
+        self._open = False
+        self._generation.close()
+        session = self._slot.session
+        self._slot.ids = [*self._turn.ids, *self._generation.ids][: session.length]
+        self._llm._ended(self, self._slot)
+
+
+def _template(bundle: Bundle) -> ChatTemplate | None:
+    name = bundle.text.chat_template
+    if name is None:
+        return None
+    return ChatTemplate(bundle.file(name).read_text(encoding="utf-8"), bundle.text.special_tokens)
+
+
+def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _continues(messages: Sequence[Message], earlier: Sequence[Message]) -> bool:
+    """Whether a conversation is an earlier one, answer included, with more after it."""
+    return 0 < len(earlier) < len(messages) and all(
+        (new.get("role"), new.get("content")) == (old.get("role"), old.get("content"))
+        for new, old in zip(messages, earlier, strict=False)
+    )

@@ -1,0 +1,297 @@
+"""onnxruntime on the CPU.
+
+The graph's inputs and outputs are bound once to numpy buffers, so a step copies nothing: the past and present of a layer are
+one buffer that attention appends to in place, and a decode step writes one id, rebinds the attention mask (its length is
+the context's) and runs.
+
+    input_ids int64 [1, T]                  attention_mask int64 [1, total], ones
+    logits_start int64 [1]                  first position that gets logits: -1 the last, 0 all, NONE none
+    past, present [1, kv_heads, S, head_dim] by the names in the bundle's KVLayout; S is the session's, and grows
+    logits float32 [1, selected, vocab]
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.bundle import Bundle, Graph
+from edgellm.errors import BundleError, InferenceError, ResourceError, RuntimeUnavailable, UsageError
+from edgellm.runtimes import memory
+from edgellm.runtimes.session import Logits
+
+NAME = "onnx"
+CHUNK = 512  # prompt tokens in one run: past this prefill gets no faster, and its activations grow
+LOGITS_BYTES = 64 << 20  # of one run of `logits`
+FIRST_CAPACITY = 256
+LAST, ALL, NONE = -1, 0, 1 << 40
+SILENT = 4  # onnxruntime's severity "fatal": what goes wrong comes as an exception, not on the terminal
+
+logger = logging.getLogger(__name__)
+
+
+def load(bundle: Bundle, *, threads: int, max_context: int) -> OnnxRuntime:
+    """Load the bundle's ONNX graph; onnxruntime's telemetry is off before its library starts.
+
+    Raises:
+        RuntimeUnavailable: onnxruntime is not installed or cannot start here.
+        BundleError: onnxruntime refuses the graph, or the graph is not as the manifest says.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise RuntimeUnavailable(f"onnxruntime cannot be imported ({error})", fix="pip install edgellm[onnx]") from error
+    onnxruntime.disable_telemetry_events()
+    onnxruntime.set_default_logger_severity(SILENT)
+    graph = bundle.graphs[NAME]
+    path = bundle.file(graph.file)
+    try:
+        inference = onnxruntime.InferenceSession(
+            os.fspath(path), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
+        )
+    except Exception as error:  # onnxruntime's exceptions share no base of their own
+        raise BundleError(
+            f"onnxruntime {onnxruntime.__version__} refuses the graph: {_reason(error)}",
+            where=path,
+            fix="convert the model again, or upgrade onnxruntime",
+        ) from error
+    _check_graph(inference, graph, bundle)
+    return OnnxRuntime(inference, graph, vocab=bundle.spec.vocab_size, threads=threads, max_context=max_context)
+
+
+def _options(onnxruntime: Any, threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = SILENT
+    # a memory pattern is kept for every shape of the inputs ever seen, and the mask has a new one at every step
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
+    return options
+
+
+def _check_graph(inference: Any, graph: Graph, bundle: Bundle) -> None:
+    """What the manifest says of the KV cache must be what the graph has: buffers are made from it."""
+    shapes = {value.name: value.shape for value in [*inference.get_inputs(), *inference.get_outputs()]}
+    for layout in graph.kv:
+        for layer in layout.layers:
+            for template in (layout.past_key, layout.past_value, layout.present_key, layout.present_value):
+                shape = shapes.get(template.format(layer=layer))
+                if shape is None or len(shape) != 4 or (shape[1], shape[3]) != (layout.kv_heads, layout.head_dim):
+                    raise BundleError(
+                        f"the graph's '{template.format(layer=layer)}' is not as the manifest says",
+                        where=bundle.file(graph.file),
+                        fix="convert the model again",
+                    )
+
+
+class OnnxRuntime:
+    """A loaded graph; see `edgellm.runtimes.session.Runtime`."""
+
+    name = NAME
+
+    def __init__(self, inference: Any, graph: Graph, *, vocab: int, threads: int, max_context: int) -> None:
+        self.threads = threads
+        self.max_context = max_context
+        self._inference = inference
+        self._graph = graph
+        self._vocab = vocab
+
+    def session(self) -> OnnxSession:
+        """A new, empty session.
+
+        Raises:
+            UsageError: the runtime is closed.
+        """
+        if self._inference is None:
+            raise UsageError("the model is closed", fix="load it again")
+        return OnnxSession(self)
+
+    def close(self) -> None:
+        """Release the graph."""
+        self._inference = None
+
+
+class OnnxSession:
+    """One KV cache; see `edgellm.runtimes.session.Session`."""
+
+    def __init__(self, runtime: OnnxRuntime) -> None:
+        from onnxruntime import OrtValue, RunOptions
+
+        self.max_context = runtime.max_context
+        self._runtime = runtime
+        self._vocab = runtime._vocab
+        self._length = 0
+        self._capacity = 0
+        self._ort_value = OrtValue.ortvalue_from_numpy
+        self._run_options = RunOptions()
+        self._run_options.log_severity_level = SILENT
+        self._kv: list[tuple[str, str, NDArray[Any]]] = []
+        for layout in runtime._graph.kv:
+            empty = np.zeros((1, layout.kv_heads, 0, layout.head_dim), dtype=layout.dtype)
+            for layer in layout.layers:
+                for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
+                    self._kv.append((past.format(layer=layer), present.format(layer=layer), empty))
+        # two bindings: a decode step's, where only the mask ever changes, and one for runs of any shape
+        self._step = runtime._inference.io_binding()
+        self._many = runtime._inference.io_binding()
+        self._token = np.zeros((1, 1), dtype=np.int64)
+        self._start = np.array([LAST], dtype=np.int64)
+        self._row = np.zeros((1, 1, self._vocab), dtype=np.float32)
+        self._mask = np.ones(0, dtype=np.int64)
+        last = np.array([LAST], dtype=np.int64)
+        self._step.bind_ortvalue_input("input_ids", self._ort_value(self._token))
+        self._step.bind_ortvalue_input("logits_start", self._ort_value(last))
+        self._step.bind_ortvalue_output("logits", self._ort_value(self._row))
+        self._many.bind_ortvalue_input("logits_start", self._ort_value(self._start))
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._length
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """Append tokens; float32 [vocab] logits after the last one."""
+        array = self._checked(ids)
+        if len(array) == 1:
+            return self.decode(int(array[0]))
+        none = self._row[:, :0]
+        with _Undo(self):
+            for begin in range(0, len(array), CHUNK):
+                chunk = array[begin : begin + CHUNK]
+                last = begin + CHUNK >= len(array)
+                self._append(chunk, LAST if last else NONE, self._row if last else none)
+        return self._row[0, 0]
+
+    def decode(self, token: int) -> Logits:
+        """Append one token; float32 [vocab] logits after it."""
+        total = self._length + 1
+        if total > self._capacity or not 0 <= token < self._vocab:
+            self._checked([token])
+        self._token[0, 0] = token
+        self._run(self._step, total)
+        self._length = total
+        return self._row[0, 0]
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Append tokens; float32 [len(ids), vocab], the logits after each of them."""
+        array = self._checked(ids)
+        result = np.empty((len(array), self._vocab), dtype=np.float32)
+        size = max(1, min(CHUNK, LOGITS_BYTES // (4 * self._vocab)))
+        with _Undo(self):
+            for begin in range(0, len(array), size):
+                self._append(array[begin : begin + size], ALL, result[None, begin : begin + size])
+        return result
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if not 0 <= length <= self._length:
+            raise UsageError(f"cannot rewind to {length} tokens", fix=f"the session holds {self._length}")
+        self._length = length
+
+    def close(self) -> None:
+        """Release the cache."""
+        self._step = self._many = None
+        self._kv = []
+        self._length = self._capacity = 0
+        self._mask = self._mask[:0]
+
+    def _checked(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """`ids` as an array, after a look at everything that a caller can get wrong; makes room for them."""
+        if self._step is None or self._runtime._inference is None:
+            raise UsageError("the session or its model is closed", fix="open a new one")
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            if array.size == 0:
+                raise UsageError("no token ids", fix="give at least one")
+            raise UsageError("token ids are not a flat sequence of integers", fix="give a list of ints")
+        if len(array) == 0:
+            raise UsageError("no token ids", fix="give at least one")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self._vocab:
+            raise UsageError(
+                f"token id {low if low < 0 else high} is outside the vocabulary", fix=f"use ids from 0 to {self._vocab - 1}"
+            )
+        total = self._length + len(array)
+        if total > self.max_context:
+            raise UsageError(
+                f"{len(array)} more tokens make {total}, and the context is {self.max_context}",
+                fix="give fewer, rewind, or load with a larger max_context",
+            )
+        if total > self._capacity:
+            self._grow(total)
+        return array.astype(np.int64, copy=False)
+
+    def _grow(self, total: int) -> None:
+        """Room for `total` tokens: capacities double, so a token is copied about once over a session's life."""
+        capacity = max(FIRST_CAPACITY, self._capacity)
+        while capacity < total:
+            capacity *= 2
+        capacity = min(capacity, self.max_context)
+        more = memory.kv_bytes_per_token(self._runtime._graph) * (capacity - self._capacity)
+        free = memory.available_bytes()
+        if free is not None and more > free:
+            raise ResourceError(
+                f"a KV cache of {capacity} tokens needs {more >> 20} MiB more and {free >> 20} MiB are available",
+                fix="use a shorter context, or close other sessions",
+            )
+        mask = np.ones(capacity, dtype=np.int64)
+        for index, (past, present, old) in enumerate(self._kv):
+            new = np.zeros((1, old.shape[1], capacity, old.shape[3]), dtype=old.dtype)
+            new[:, :, : self._length] = old[:, :, : self._length]
+            value = self._ort_value(new)
+            for binding in (self._step, self._many):
+                binding.bind_ortvalue_input(past, value)
+                binding.bind_ortvalue_output(present, value)
+            self._kv[index] = (past, present, new)
+        self._mask = mask
+        self._capacity = capacity
+
+    def _append(self, ids: NDArray[np.int64], start: int, logits: Logits) -> None:
+        self._start[0] = start
+        ids = np.ascontiguousarray(ids)[None]
+        self._many.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
+        self._many.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        self._run(self._many, self._length + ids.shape[1])
+        self._length += ids.shape[1]
+
+    def _run(self, binding: Any, total: int) -> None:
+        inference = self._runtime._inference
+        if binding is None or inference is None:
+            raise UsageError("the session or its model is closed", fix="open a new one")
+        binding.bind_input("attention_mask", "cpu", 0, np.int64, (1, total), self._mask.ctypes.data)
+        try:
+            inference.run_with_iobinding(binding, self._run_options)
+        except Exception as error:  # onnxruntime's exceptions share no base of their own
+            raise InferenceError(f"onnxruntime failed: {_reason(error)}", fix="convert the model again") from error
+
+
+class _Undo:
+    """Puts a session back to its old length when the block fails."""
+
+    def __init__(self, session: OnnxSession) -> None:
+        self._session, self._length = session, session._length
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self._session._length = self._length
+
+
+def _reason(error: Exception) -> str:
+    """The sense of a native message, without onnxruntime's file and line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
