@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgellm.converters.checkpoints.base import Checkpoint
+from edgellm.converters.checkpoints.base import Checkpoint, Naming
 from edgellm.errors import SourceError
 
 # Far above any real model, far below what would exhaust memory before the first tensor is looked at.
@@ -66,23 +66,23 @@ class Config:
     Every reader raises SourceError for a missing field without default, a wrong type or a value out of range.
     """
 
-    def __init__(self, values: Mapping[str, Any], where: str, naming: str = "hf") -> None:
-        self._values, self.where, self.naming = values, where, naming
+    def __init__(self, values: Mapping[str, Any], where: str, naming: Naming = "hf", architecture: str = "") -> None:
+        self._values, self.where, self.naming, self.architecture = values, where, naming, architecture
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Config:
         """The config of a checkpoint: GGUF metadata translated, or config.json with its text part brought up."""
-        where = checkpoint.provenance.source
+        values = checkpoint.config
         if checkpoint.naming == "gguf":
-            return cls(_translate(checkpoint), where, "gguf")
-        values = dict(checkpoint.config)
-        nested = values.get("text_config")
-        return cls({**values, **nested} if isinstance(nested, Mapping) else values, where)
+            values = _translate(checkpoint)
+        elif isinstance(nested := values.get("text_config"), Mapping):
+            values = {**values, **nested}
+        name = checkpoint.architecture.removesuffix("_text")
+        return cls(values, checkpoint.provenance.source, checkpoint.naming, name)
 
     def with_defaults(self, defaults: Mapping[str, Any]) -> Config:
-        """The same config, where missing fields have these values."""
-        present = {name: value for name, value in self._values.items() if value is not None}
-        return Config({**defaults, **present}, self.where, self.naming)
+        """The same config, where absent fields have these values; null stays null, as in transformers."""
+        return Config({**defaults, **self._values}, self.where, self.naming, self.architecture)
 
     def has(self, name: str) -> bool:
         """Whether the field is there and not null."""
@@ -150,7 +150,7 @@ class Config:
         value = self._values.get(name) or {}
         if not isinstance(value, Mapping):
             raise self._wrong(name, "an object")
-        return Config(value, f"{self.where}: {name}", self.naming)
+        return Config(value, f"{self.where}: {name}", self.naming, self.architecture)
 
     def rope(self, kind: str | None = None) -> Config:
         """Rotary parameters as transformers 5 writes them, whichever version wrote the config.
@@ -164,9 +164,13 @@ class Config:
         elif not self.has("rope_parameters"):
             outer = self.section("rope_scaling")
         # transformers 4 has these beside rope_scaling; "type" is its older name for "rope_type"
-        beside = {name: self._values.get(name) for name in ("rope_theta", "partial_rotary_factor")}
-        beside["rope_type"] = outer._values.get("type")
-        return outer.with_defaults({name: value for name, value in beside.items() if value is not None})
+        beside = {name: self._values[name] for name in ("rope_theta", "partial_rotary_factor") if self.has(name)}
+        if outer.has("type"):
+            beside["rope_type"] = outer._values["type"]
+        values = {**beside, **outer._values}
+        if self.has("original_max_position_embeddings"):  # Phi 3 has it outside, and there it counts
+            values["original_max_position_embeddings"] = self._values["original_max_position_embeddings"]
+        return Config(values, outer.where, self.naming, self.architecture)
 
     def error(self, what: str, fix: str | None = None) -> SourceError:
         """A SourceError about this config, to raise."""
@@ -208,6 +212,11 @@ def _translate(checkpoint: Checkpoint) -> dict[str, Any]:
     if rotated is not None:
         rope["rotary_dims"] = rotated
     values["rope_parameters"] = rope
+    pattern = metadata.get(f"{prefix}.attention.sliding_window_pattern")
+    if isinstance(pattern, Sequence):
+        values["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
+    elif pattern is not None:
+        values["sliding_window_pattern"] = pattern
     values["tie_word_embeddings"] = "output.weight" not in names
     values["qkv_bias"] = not names.isdisjoint({"blk.0.attn_q.bias", "blk.0.attn_qkv.bias"})
     values["o_bias"] = "blk.0.attn_output.bias" in names

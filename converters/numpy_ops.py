@@ -28,7 +28,7 @@ Quantize = Callable[[Array, Scheme], QTensor]
 
 
 class NumpyCache:
-    """Keys and values of the tokens seen so far, per layer: [batch, kv_heads, length, head_dim] float32."""
+    """Keys and values of the tokens seen so far, per layer: [batch, kv_heads, capacity, head_dim] float32."""
 
     def __init__(self) -> None:
         self.length = 0
@@ -36,12 +36,17 @@ class NumpyCache:
 
     def append(self, layer: int, start: int, k: Array, v: Array) -> tuple[Array, Array]:
         """Store k and v [B, KV, T, d] at positions `start` on; gives all that the layer has up to there."""
-        if start > 0:
-            keys, values = self._layers[layer]
-            k = np.concatenate([keys[:, :, :start], k], axis=2)
-            v = np.concatenate([values[:, :, :start], v], axis=2)
-        self._layers[layer] = (k, v)
-        return k, v
+        stop = start + k.shape[2]
+        if start == 0 or self._layers[layer][0].shape[2] < stop:
+            room = (*k.shape[:2], max(2 * stop, 64), k.shape[3])  # doubling keeps the copies rare
+            grown = np.empty(room, np.float32), np.empty(room, np.float32)
+            if start > 0:
+                for new, old in zip(grown, self._layers[layer], strict=True):
+                    new[:, :, :start] = old[:, :, :start]
+            self._layers[layer] = grown
+        keys, values = self._layers[layer]
+        keys[:, :, start:stop], values[:, :, start:stop] = k, v
+        return keys[:, :, :stop], values[:, :, :stop]
 
     def rewind(self, length: int) -> None:
         """Keep the first `length` tokens."""
@@ -107,9 +112,7 @@ class NumpyOps:
         y: Tensor = x @ self.array(linear.weight).T
         return y if linear.bias is None else y + self.array(linear.bias)
 
-    def attention(
-        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int, positions: NumpyPositions
-    ) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int, positions: NumpyPositions) -> Tensor:
         batch, tokens, _ = q.shape
         query = _heads(q, spec.heads)
         key, value = _heads(k, spec.kv_heads), _heads(v, spec.kv_heads)

@@ -34,7 +34,8 @@ def rotary(rope: Config, head_dim: int, max_context: int, trained_context: int) 
     base = rope.number("rope_theta", 10000.0)
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
     plain = (np.float32(1) / np.float32(base) ** exponents).astype(np.float32)
-    kind = rope.string("rope_type", "default")
+    # Phi 3's early configs call longrope "su" or "yarn", GGUF does not name it: its tables tell
+    kind = "longrope" if rope.has("long_factor") else rope.string("rope_type", "default")
     factor = 1.0
     if kind in ("default", "dynamic"):  # dynamic NTK changes nothing up to the model's own limit, and we stay within it
         frequencies = plain
@@ -44,7 +45,7 @@ def rotary(rope: Config, head_dim: int, max_context: int, trained_context: int) 
         frequencies = _llama3(rope, plain, trained_context)
     elif kind == "yarn":
         frequencies, factor = _yarn(rope, plain, base, dims, trained_context)
-    elif kind in ("longrope", "su"):  # "su" is Phi-3's first name for it
+    elif kind == "longrope":
         frequencies, factor = _longrope(rope, plain, max_context, trained_context)
     else:
         raise rope.error(f"rope_type {kind!r} is not supported")
@@ -54,10 +55,8 @@ def rotary(rope: Config, head_dim: int, max_context: int, trained_context: int) 
 
 
 def _rotated_dims(rope: Config, head_dim: int) -> int:
-    if rope.has("rotary_dims"):
-        dims = rope.integer("rotary_dims")
-    else:
-        dims = int(head_dim * rope.number("partial_rotary_factor", 1.0))
+    share = rope.number("partial_rotary_factor", 1.0)
+    dims = rope.integer("rotary_dims", int(head_dim * share))
     if dims % 2 or not 0 < dims <= head_dim:
         raise rope.error(f"{dims} rotated channels do not fit a head of {head_dim}")
     return dims

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from edgellm.converters.architectures.base import Architecture, tensor_shapes
@@ -50,7 +49,6 @@ def describe(checkpoint: Checkpoint, max_context: int | None = None) -> tuple[Mo
         )
     module = importlib.import_module(f"{__name__}.{name}")
     architecture: Architecture = module.describe(Config.of(checkpoint), max_context)
-    architecture = replace(architecture, spec=replace(architecture.spec, architecture=name))
     tensors = _gguf(architecture, checkpoint) if checkpoint.naming == "gguf" else _hf(architecture, checkpoint)
 
     def tensor(canonical: str) -> LazyTensor:

@@ -10,8 +10,8 @@ Most of it is shared, and is here: `decoder` fills in what nearly every family h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 from edgellm.converters.config import Config
 from edgellm.converters.rotary import rotary
@@ -27,6 +27,8 @@ ACTIVATIONS: Mapping[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "gelu_new": "gelu_tanh",
 }
+
+LAYER_TYPES = {"full_attention": "global", "sliding_attention": "local"}
 
 # Canonical name in a layer -> the checkpoint's, without ".weight" or ".bias". Names that share one are its rows, in this order.
 HF_NAMES = {
@@ -79,7 +81,7 @@ class Architecture:
     residual_scale: float = 1.0
 
 
-def decoder(config: Config, max_context: int | None, qk_norm: HeadNorm = "none") -> ModelSpec:
+def decoder(config: Config, max_context: int | None, *, window: int | None = None, qk_norm: HeadNorm = "none") -> ModelSpec:
     """The spec of a llama-like decoder: one kind of layer, pre-norms, biases and tying as the config says.
 
     Raises:
@@ -94,11 +96,11 @@ def decoder(config: Config, max_context: int | None, qk_norm: HeadNorm = "none")
     context = context_length(config, max_context)
     qkv_bias = config.flag("qkv_bias", config.flag("attention_bias"))
     return ModelSpec(
-        architecture="",
+        architecture=config.architecture,
         vocab_size=config.integer("vocab_size"),
         hidden_size=config.integer("hidden_size"),
         intermediate_size=config.integer("intermediate_size"),
-        kinds={"global": attention(config, context, qk_norm=qk_norm)},
+        kinds={"global": windowed(attention(config, context, qk_norm=qk_norm), window, context)},
         layers=("global",) * config.integer("num_hidden_layers"),
         norm_eps=config.number("rms_norm_eps", 1e-6),
         activation=ACTIVATIONS[activation],
@@ -115,15 +117,10 @@ def attention(
     context: int,
     *,
     rope: Config | None = None,
-    window: int | None = None,
     scale: float | None = None,
-    softcap: float | None = None,
     qk_norm: HeadNorm = "none",
 ) -> AttentionSpec:
-    """One kind of attention layer; `scale` is 1 / sqrt(head_dim) and `rope` is the config's unless given.
-
-    A window that spans the whole context is left out: it masks nothing.
-    """
+    """One kind of attention layer; `rope` is the config's and `scale` is 1 / sqrt(head_dim) unless given."""
     hidden, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
     kv_heads = config.integer("num_key_value_heads", heads)
     if heads % kv_heads:
@@ -138,11 +135,30 @@ def attention(
         kv_heads=kv_heads,
         head_dim=head_dim,
         scale=head_dim**-0.5 if scale is None else scale,
-        window=window if window is not None and window < context else None,
-        softcap=softcap,
         qk_norm=qk_norm,
         rotary=rotary(rope or config.rope(), head_dim, context, config.integer("max_position_embeddings")),
     )
+
+
+def windowed(kind: AttentionSpec, window: int | None, context: int) -> AttentionSpec:
+    """`kind` with a window, unless that spans the whole context and so masks nothing."""
+    return replace(kind, window=window if window is not None and window < context else None)
+
+
+def layer_kinds(config: Config, local: Callable[[int], bool]) -> tuple[str, ...]:
+    """ "local" or "global" for each layer: as the config's `layer_types` say, else by the family's rule."""
+    count = config.integer("num_hidden_layers")
+    if not config.has("layer_types"):
+        return tuple("local" if local(layer) else "global" for layer in range(count))
+    types = config.strings("layer_types")
+    if len(types) != count or not set(types) <= LAYER_TYPES.keys():
+        raise config.error(f"layer_types does not give one of {', '.join(LAYER_TYPES)} for each of {count} layers")
+    return tuple(LAYER_TYPES[name] for name in types)
+
+
+def with_kinds(spec: ModelSpec, layers: tuple[str, ...], kinds: Mapping[str, AttentionSpec]) -> ModelSpec:
+    """`spec` with these layers, and of the kinds those that occur."""
+    return replace(spec, layers=layers, kinds={name: kind for name, kind in kinds.items() if name in layers})
 
 
 def context_length(config: Config, max_context: int | None) -> int:

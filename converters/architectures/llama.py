@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from edgellm.converters.architectures import base
 from edgellm.converters.config import Config
 
 
 def describe(config: Config, max_context: int | None) -> base.Architecture:
     """Llama is what `base.decoder` describes."""
-    spec = base.decoder(config, max_context)
-    if config.naming == "gguf":  # transformers' llama has no window, a Mistral in a GGUF may
-        window = config.optional_integer("sliding_window")
-        spec = replace(spec, kinds={"global": base.attention(config, spec.max_context, window=window)})
-    return base.Architecture(spec, gguf_permuted=True)
+    # transformers' llama has no window even where a config names one; a Mistral in a GGUF has
+    window = config.optional_integer("sliding_window") if config.naming == "gguf" else None
+    return base.Architecture(base.decoder(config, max_context, window=window), gguf_permuted=True)
