@@ -63,6 +63,8 @@ def cli() -> None:
 
 def main() -> None:
     """Entry point of the console script: never dies of a character that the console cannot show."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # A pipe or file gets UTF-8 whatever the system's code page is; a terminal keeps what it can display.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from edgellm.benchmarks.harness import Report
 
 
-@click.command()
+@click.command(short_help="Measure a bundle on this machine.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--trials", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs of each case.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; the default suits the machine.")

@@ -10,7 +10,7 @@ import click
 from edgellm.cli._options import Size, megabytes
 
 
-@click.command()
+@click.command(short_help="Make a bundle of a model.")
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle to make.")
 @click.option("--target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Runtime to make a graph for.")

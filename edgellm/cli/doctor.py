@@ -28,7 +28,7 @@ class Finding:
     advice: str | None = None
 
 
-@click.command()
+@click.command(short_help="Say what this machine offers, and what would help.")
 def command() -> None:
     """Say what this machine offers for running models, and what would help."""
     findings = [*_machine(), *_packages()]

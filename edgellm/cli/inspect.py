@@ -49,7 +49,7 @@ class Facts:
         return rows
 
 
-@click.command()
+@click.command(short_help="Show what a bundle or a model is, and whether it will fit.")
 @click.argument("model", metavar="BUNDLE|SOURCE")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub model.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

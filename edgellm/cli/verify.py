@@ -9,7 +9,7 @@ import click
 from edgellm.cli._options import megabytes
 
 
-@click.command()
+@click.command(short_help="Check that a bundle is whole.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 def command(bundle: Path) -> None:
     """Hash every file of BUNDLE and compare with what was converted."""
