@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -140,7 +140,7 @@ class Generation(Iterator[int]):
             decode_seconds=self._decode_seconds,
         )
 
-    def _run(self) -> Iterator[int]:
+    def _run(self) -> Generator[int, None, None]:
         session, sampler, start = self._session, Sampler(self._sampling), time.perf_counter()
         for begin in range(self._reused, len(self._prompt), PIECE):
             if self._cancel.is_set():

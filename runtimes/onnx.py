@@ -44,7 +44,7 @@ def load(bundle: Bundle, *, threads: int, max_context: int) -> OnnxRuntime:
     """
     os.environ["ORT_DISABLE_TELEMETRY"] = "1"
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:
         raise RuntimeUnavailable(f"onnxruntime cannot be imported ({error})", fix="pip install edgellm[onnx]") from error
     onnxruntime.disable_telemetry_events()
@@ -146,6 +146,7 @@ class OnnxSession:
         self._token = np.zeros((1, 1), dtype=np.int64)
         self._start = np.array([LAST], dtype=np.int64)
         self._row = np.zeros((1, 1, self._vocab), dtype=np.float32)
+        self._last: Logits = self._row[0, 0]
         self._mask = np.ones(0, dtype=np.int64)
         last = np.array([LAST], dtype=np.int64)
         self._step.bind_ortvalue_input("input_ids", self._ort_value(self._token))
@@ -169,7 +170,7 @@ class OnnxSession:
                 chunk = array[begin : begin + CHUNK]
                 last = begin + CHUNK >= len(array)
                 self._append(chunk, LAST if last else NONE, self._row if last else none)
-        return self._row[0, 0]
+        return self._last
 
     def decode(self, token: int) -> Logits:
         """Append one token; float32 [vocab] logits after it."""
@@ -179,7 +180,7 @@ class OnnxSession:
         self._token[0, 0] = token
         self._run(self._step, total)
         self._length = total
-        return self._row[0, 0]
+        return self._last
 
     def logits(self, ids: Sequence[int]) -> Logits:
         """Append tokens; float32 [len(ids), vocab], the logits after each of them."""

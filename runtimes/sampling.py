@@ -1,8 +1,8 @@
 """From logits to a token: repetition penalty, temperature, top-k, top-p, min-p, in the order and with the meaning of
 transformers' logits processors.
 
-A vocabulary has 50,000 to 260,000 entries, of which a handful matter: thresholds are found on block maxima and cheap
-bounds, and only the few candidates that pass are sorted.
+A vocabulary has 50,000 to 260,000 entries, of which a handful matter: thresholds are found on block maxima and
+histograms, and only the few values near a cut-off are sorted.
 """
 
 from __future__ import annotations
@@ -91,10 +91,15 @@ class Sampler:
         return int(ids[self._draw(weights)]) if ids is not None else self._draw(weights)
 
     def _draw(self, weights: Floats) -> int:
-        """An index with probability proportional to its weight."""
-        total = np.cumsum(weights, dtype=np.float64)
-        point = self._random.random() * total[-1]
-        return min(int(np.searchsorted(total, point, side="right")), len(total) - 1)
+        """An index with probability proportional to its weight: first a block, then a place in it."""
+        blocks = np.add.reduceat(weights, np.arange(0, len(weights), BLOCK), dtype=np.float64).cumsum()
+        point = self._random.random() * blocks[-1]
+        block = min(int(np.searchsorted(blocks, point, side="right")), len(blocks) - 1)
+        begin = block * BLOCK
+        places = np.cumsum(weights[begin : begin + BLOCK], dtype=np.float64) + (blocks[block - 1] if block else 0.0)
+        place = int(np.searchsorted(places, point, side="right"))
+        # rounding may leave the point past the last place; that place must not be a forbidden token
+        return begin + (place if place < len(places) else int(np.flatnonzero(weights[begin : begin + BLOCK])[-1]))
 
 
 def penalize(logits: Floats, history: Ids, penalty: float) -> Floats:
@@ -114,7 +119,9 @@ def candidates(logits: Floats, peak: float, setting: Sampling) -> tuple[Ids | No
     if 0 < setting.top_k < len(logits):
         ids = np.flatnonzero(logits >= kth_largest(logits, setting.top_k))
         logits = logits[ids]
-    weights = np.exp((logits - np.float32(peak)) / np.float32(setting.temperature))
+    weights = logits - np.float32(peak)
+    weights *= np.float32(1 / setting.temperature)
+    np.exp(weights, out=weights)
     if setting.top_p < 1:
         ids, weights = _keep(ids, weights, _nucleus(weights, setting.top_p))
     if setting.min_p > 0:
@@ -136,16 +143,22 @@ def kth_largest(values: Floats, k: int) -> np.float32:
 
 
 def _nucleus(weights: Floats, top_p: float) -> Ids:
-    """Indices, ascending, of the most likely tokens whose probabilities add up to top_p, the one that crosses it included."""
-    total = float(weights.sum(dtype=np.float64))
-    tail = (1 - top_p) * total
-    # tokens below an equal share of the tail cannot leave it, so they need no sorting
-    likely = np.flatnonzero(weights > tail / len(weights))
-    values = weights[likely]
-    order = np.argsort(-values, kind="stable")
-    ahead = np.cumsum(values[order], dtype=np.float64) - values[order]
-    kept = max(1, int(np.count_nonzero(ahead < top_p * total)))
-    return np.sort(likely[order[:kept]])
+    """Indices, ascending, of the most likely tokens whose probabilities add up to top_p, the one that crosses it included.
+
+    The leading bits of a positive float order as the float does, so they make the bins of a histogram; only the bin in which
+    the sum crosses top_p is sorted. Of equal weights there, the lowest indices are taken.
+    """
+    bins = (weights.view(np.uint32) >> 16).astype(np.intp)
+    mass = np.bincount(bins, weights=weights)[::-1].cumsum()
+    wanted = top_p * mass[-1]
+    crossed = int(np.searchsorted(mass, wanted))
+    edge = len(mass) - 1 - crossed
+    inside = np.flatnonzero(bins == edge)
+    inside = inside[np.argsort(-weights[inside], kind="stable")]
+    ahead = (mass[crossed - 1] if crossed else 0.0) + np.cumsum(weights[inside], dtype=np.float64) - weights[inside]
+    kept = bins > edge
+    kept[inside[: max(1, int(np.count_nonzero(ahead < wanted)))]] = True
+    return np.flatnonzero(kept)
 
 
 def _keep(ids: Ids | None, weights: Floats, kept: Ids) -> tuple[Ids, Floats]:
