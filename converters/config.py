@@ -5,9 +5,10 @@ GGUF metadata is translated to that vocabulary here, so an architecture file rea
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from edgellm.converters.checkpoints.base import Checkpoint, Naming
 from edgellm.errors import SourceError
@@ -23,6 +24,8 @@ LIMITS = {
     "head_dim": 1 << 12,
 }
 LARGEST = (1 << 31) - 1
+SMALLEST_NUMBER, LARGEST_NUMBER = 1e-30, 1e30
+DAMAGED = "the source is damaged or of a variant that edgellm does not know"
 
 GGUF_FIELDS = {
     "embedding_length": "hidden_size",
@@ -101,12 +104,12 @@ class Config:
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A positive finite number."""
+        """A positive number that float32 can hold."""
         value = self._get(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise self._wrong(name, "a number")
-        if not (value > 0 and math.isfinite(value)):
-            raise self._wrong(name, "positive and finite")
+        if not SMALLEST_NUMBER <= value <= LARGEST_NUMBER:
+            raise self._wrong(name, f"between {SMALLEST_NUMBER} and {LARGEST_NUMBER}")
         return float(value)
 
     def optional_integer(self, name: str) -> int | None:
@@ -143,7 +146,7 @@ class Config:
         value = self._get(name, None)
         if not isinstance(value, (list, tuple)) or len(value) != count:
             raise self._wrong(name, f"a list of {count} numbers")
-        return tuple(Config({name: item}, self.where).number(name) for item in value)
+        return tuple(Config({name: item}, self.where, self.naming, self.architecture).number(name) for item in value)
 
     def section(self, name: str) -> Config:
         """A nested object; empty where the field is missing or null."""
@@ -174,7 +177,7 @@ class Config:
 
     def error(self, what: str, fix: str | None = None) -> SourceError:
         """A SourceError about this config, to raise."""
-        return SourceError(what, where=self.where, fix=fix or "the source is damaged or of an unsupported variant")
+        return SourceError(what, where=self.where, fix=fix or DAMAGED)
 
     def _get(self, name: str, default: Any) -> Any:
         value = self._values.get(name)
@@ -206,14 +209,17 @@ def _translate(checkpoint: Checkpoint) -> dict[str, Any]:
         rope.setdefault("rope_type", "linear")
     for tensor, name in GGUF_ROPE_TENSORS.items():
         if tensor in names:
-            rope[name] = [float(value) for value in checkpoint.tensor(tensor).array().ravel()]
+            values_of = checkpoint.tensor(tensor)
+            if len(values_of.shape) != 1 or values_of.shape[0] > LIMITS["head_dim"]:
+                raise SourceError(f"{tensor} is {list(values_of.shape)}", where=checkpoint.provenance.source, fix=DAMAGED)
+            rope[name] = values_of.array().tolist()
     rope.setdefault("rope_theta", 10000.0)
     rotated = metadata.get(f"{prefix}.rope.dimension_count")
     if rotated is not None:
         rope["rotary_dims"] = rotated
     values["rope_parameters"] = rope
     pattern = metadata.get(f"{prefix}.attention.sliding_window_pattern")
-    if isinstance(pattern, Sequence):
+    if isinstance(pattern, (list, np.ndarray)):
         values["layer_types"] = ["sliding_attention" if local else "full_attention" for local in pattern]
     elif pattern is not None:
         values["sliding_window_pattern"] = pattern
@@ -226,6 +232,6 @@ def _translate(checkpoint: Checkpoint) -> dict[str, Any]:
 
 def _single(value: Any) -> Any:
     """A per-layer array whose values all agree counts as one value."""
-    if isinstance(value, Sequence) and not isinstance(value, str) and value and all(item == value[0] for item in value):
-        return value[0]
+    if isinstance(value, np.ndarray) and value.size and bool((value == value[0]).all()):
+        return value[0].item()
     return value

@@ -91,19 +91,21 @@ class NumpyOps:
     def array(self, weight: Weight) -> Array:
         """A weight as the model uses it: float32, on its scheme's grid if it has one."""
         if weight.name not in self._arrays:
-            values = weight.tensor.array()
+            values: Array = weight.tensor.array()
             if weight.scheme is not None:
                 values = self._quantize(values, weight.scheme).dequantize()
             self._arrays[weight.name] = values
         return self._arrays[weight.name]
 
     def embed(self, ids: Tensor, table: Weight, scale: float) -> Tensor:
-        return self.array(table)[ids] * np.float32(scale)
+        rows: Tensor = self.array(table)[ids] * np.float32(scale)
+        return rows
 
     def norm(self, x: Tensor, gamma: Weight, eps: float, heads: int = 1) -> Tensor:
         groups = x.reshape(*x.shape[:-1], heads, -1)
         mean_square = np.mean(groups * groups, axis=-1, keepdims=True)
-        return (groups / np.sqrt(mean_square + np.float32(eps)) * self.array(gamma)).reshape(x.shape)
+        normed: Tensor = groups / np.sqrt(mean_square + np.float32(eps)) * self.array(gamma)
+        return normed.reshape(x.shape)
 
     def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
         return [self._linear(x, linear) for linear in linears]
@@ -168,6 +170,8 @@ class ReferenceModel:
     def run(self, ids: Sequence[int] | Tensor, logits: Selection = "last") -> Array:
         """Append tokens: float32 logits [selected, vocab]."""
         tokens = np.asarray(ids, dtype=np.int64).reshape(1, -1)
+        if tokens.size == 0:
+            raise UsageError("no tokens", where="ids", fix="give at least one")
         if self.length + tokens.shape[1] > self.spec.max_context:
             raise UsageError(f"more than {self.spec.max_context} tokens", where="ids", fix="shorten the text")
         positions = self.ops.positions(tokens.shape[1], logits)
@@ -177,11 +181,12 @@ class ReferenceModel:
 
     def prefill(self, ids: Sequence[int] | Tensor) -> Array:
         """Append tokens: logits of the last one, [vocab]."""
-        return self.run(ids)[-1]
+        last: Array = self.run(ids)[-1]
+        return last
 
     def decode(self, token: int) -> Array:
         """Append one token: its logits [vocab]."""
-        return self.run([token])[-1]
+        return self.prefill([token])
 
     def rewind(self, length: int) -> None:
         """Keep the first `length` tokens."""
@@ -211,7 +216,8 @@ def visible(at: NDArray[np.int64], keys: int, window: int | None) -> NDArray[np.
 def softmax(scores: Tensor) -> Tensor:
     """Softmax over the last axis."""
     powers = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)
+    shares: Tensor = powers / powers.sum(axis=-1, keepdims=True)
+    return shares
 
 
 def _heads(x: Tensor, heads: int) -> Tensor:
@@ -220,15 +226,19 @@ def _heads(x: Tensor, heads: int) -> Tensor:
 
 
 def _silu(x: Tensor) -> Tensor:
-    return x * (np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x)))  # sigmoid by tanh: no overflow
+    out: Tensor = x * (np.float32(0.5) * (1 + np.tanh(np.float32(0.5) * x)))  # sigmoid by tanh: no overflow
+    return out
 
 
 def _gelu_tanh(x: Tensor) -> Tensor:
-    return np.float32(0.5) * x * (1 + np.tanh(np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)))
+    inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x * x * x)
+    out: Tensor = np.float32(0.5) * x * (1 + np.tanh(inner))
+    return out
 
 
 def _gelu(x: Tensor) -> Tensor:
-    return np.float32(0.5) * x * (1 + _erf(x / np.float32(math.sqrt(2))))
+    out: Tensor = np.float32(0.5) * x * (1 + _erf(x / np.float32(math.sqrt(2))))
+    return out
 
 
 def _erf(x: Tensor) -> Tensor:
@@ -237,7 +247,8 @@ def _erf(x: Tensor) -> Tensor:
     poly = np.zeros_like(t)
     for coefficient in (1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592):
         poly = (poly + np.float32(coefficient)) * t
-    return np.sign(x) * (1 - poly * np.exp(-x * x))
+    out: Tensor = np.sign(x) * (1 - poly * np.exp(-x * x))
+    return out
 
 
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh}

@@ -32,14 +32,25 @@ def rotary(rope: Config, head_dim: int, max_context: int, trained_context: int) 
     """
     dims = _rotated_dims(rope, head_dim)
     base = rope.number("rope_theta", 10000.0)
+    try:
+        with np.errstate(all="ignore"):
+            frequencies, factor = _scaled(rope, base, dims, max_context, trained_context)
+            frequencies = frequencies.astype(np.float32)
+    except (ZeroDivisionError, ValueError, OverflowError) as error:
+        raise rope.error(f"the rotary parameters are impossible ({error})") from error
+    if not (np.all(np.isfinite(frequencies)) and np.all(frequencies >= 0) and math.isfinite(factor)):
+        raise rope.error("the rotary parameters give no usable frequencies")
+    return Rotary(tuple(float(value) for value in frequencies), factor)
+
+
+def _scaled(rope: Config, base: float, dims: int, max_context: int, trained_context: int) -> tuple[Frequencies, float]:
+    """Frequencies by the config's rope_type, and the factor of cos and sin."""
     exponents = np.arange(0, dims, 2, dtype=np.float32) / np.float32(dims)
-    plain = (np.float32(1) / np.float32(base) ** exponents).astype(np.float32)
+    plain: Frequencies = np.reciprocal(np.power(np.float32(base), exponents))
     # Phi 3's early configs call longrope "su" or "yarn", GGUF does not name it: its tables tell
     kind = "longrope" if rope.has("long_factor") else rope.string("rope_type", "default")
-    factor = 1.0
-    if kind in ("default", "dynamic"):  # dynamic NTK changes nothing up to the model's own limit, and we stay within it
-        frequencies = plain
-    elif kind == "linear":
+    frequencies, factor = plain, 1.0
+    if kind == "linear":
         frequencies = plain / np.float32(rope.number("factor"))
     elif kind == "llama3":
         frequencies = _llama3(rope, plain, trained_context)
@@ -47,11 +58,11 @@ def rotary(rope: Config, head_dim: int, max_context: int, trained_context: int) 
         frequencies, factor = _yarn(rope, plain, base, dims, trained_context)
     elif kind == "longrope":
         frequencies, factor = _longrope(rope, plain, max_context, trained_context)
-    else:
-        raise rope.error(f"rope_type {kind!r} is not supported")
+    elif kind not in ("default", "dynamic"):  # dynamic NTK changes nothing up to the model's own limit, where we stay
+        raise rope.error(f"rope_type {kind[:40]!r} is not supported")
     if rope.has("divisors"):  # a GGUF's rope_freqs tensor: the llama3 rule, already worked out
-        frequencies = frequencies / np.asarray(rope.numbers("divisors", dims // 2), np.float32)
-    return Rotary(tuple(float(value) for value in frequencies), factor)
+        frequencies = np.divide(frequencies, _table(rope, "divisors", dims // 2))
+    return frequencies, factor
 
 
 def _rotated_dims(rope: Config, head_dim: int) -> int:
@@ -70,7 +81,8 @@ def _llama3(rope: Config, plain: Frequencies, trained_context: int) -> Frequenci
     original = np.float32(rope.integer("original_max_position_embeddings", trained_context))
     turns = original * plain / np.float32(2 * math.pi)  # how often a channel turns over the original context
     blend = np.clip((turns - low) / (high - low), 0, 1)
-    return ((1 - blend) * plain / factor + blend * plain).astype(np.float32)
+    blended: Frequencies = (1 - blend) * plain / factor + blend * plain
+    return blended
 
 
 def _yarn(rope: Config, plain: Frequencies, base: float, dims: int, trained_context: int) -> tuple[Frequencies, float]:
@@ -86,8 +98,8 @@ def _yarn(rope: Config, plain: Frequencies, base: float, dims: int, trained_cont
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dims - 1)
     high = high + 0.001 if low == high else high
-    ramp = np.clip((np.arange(dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
-    frequencies = plain / np.float32(factor) * ramp + plain * (1 - ramp)
+    ramp: Frequencies = np.clip((np.arange(dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
+    frequencies: Frequencies = plain / np.float32(factor) * ramp + plain * (1 - ramp)
 
     def temperature(mscale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0
@@ -99,14 +111,18 @@ def _yarn(rope: Config, plain: Frequencies, base: float, dims: int, trained_cont
         attention = given * attention if rope.naming == "gguf" else given
     elif rope.has("mscale") and rope.has("mscale_all_dim"):
         attention = temperature(rope.number("mscale")) / temperature(rope.number("mscale_all_dim"))
-    return frequencies.astype(np.float32), attention
+    return frequencies, attention
 
 
 def _longrope(rope: Config, plain: Frequencies, max_context: int, trained_context: int) -> tuple[Frequencies, float]:
     """A searched divisor per channel: one set up to the original context, another beyond it."""
     original = rope.integer("original_max_position_embeddings", trained_context)
-    divisors = rope.numbers("long_factor" if max_context > original else "short_factor", len(plain))
+    divisors = _table(rope, "long_factor" if max_context > original else "short_factor", len(plain))
     stretch = rope.number("factor", trained_context / original)
     attention = 1.0 if stretch <= 1 else math.sqrt(1 + math.log(stretch) / math.log(original))
     attention = rope.number("attention_factor", attention)
-    return (plain / np.asarray(divisors, np.float32)).astype(np.float32), attention
+    return np.divide(plain, divisors), attention
+
+
+def _table(rope: Config, name: str, count: int) -> Frequencies:
+    return np.array(rope.numbers(name, count), dtype=np.float32)

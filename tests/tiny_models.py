@@ -170,7 +170,7 @@ def torch_logits(model: Any, ids: NDArray[np.int64]) -> NDArray[np.float32]:
 
 
 def in_style_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json that transformers 4 would have written: rope_theta and rope_scaling, no layer_types where a rule gives them."""
+    """The config.json that transformers 4 would have written: rope_theta and rope_scaling, and no layer_types."""
     old = dict(config)
     rope = old.pop("rope_parameters")
     rule = old.pop("layer_types", None)

@@ -10,6 +10,7 @@ Most of it is shared, and is here: `decoder` fills in what nearly every family h
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -134,7 +135,7 @@ def attention(
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        scale=head_dim**-0.5 if scale is None else scale,
+        scale=1 / math.sqrt(head_dim) if scale is None else scale,
         qk_norm=qk_norm,
         rotary=rotary(rope or config.rope(), head_dim, context, config.integer("max_position_embeddings")),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from edgellm.converters.architectures import base
@@ -34,7 +35,7 @@ def describe(config: Config, max_context: int | None) -> base.Architecture:
     spec = replace(
         base.with_kinds(spec, layers, {"local": local, "global": everywhere}),
         post_norm=True,
-        embed_scale=spec.hidden_size**0.5,
+        embed_scale=math.sqrt(spec.hidden_size),
         logit_softcap=config.optional_number("final_logit_softcapping"),
     )
     return base.Architecture(spec, hf_names=HF_NAMES, hf_norm_shift=1.0)
@@ -43,7 +44,7 @@ def describe(config: Config, max_context: int | None) -> base.Architecture:
 def query_scale(config: Config, layers_of_27b: int) -> float:
     """Gemma's score scale, which GGUF does not store: llama.cpp tells the 27B, the one exception, by its layers."""
     if config.naming == "hf":
-        return config.number("query_pre_attn_scalar", 256.0) ** -0.5
+        return 1 / math.sqrt(config.number("query_pre_attn_scalar", 256.0))
     if config.integer("num_hidden_layers") == layers_of_27b:
-        return (config.integer("hidden_size") / config.integer("num_attention_heads")) ** -0.5
-    return config.integer("head_dim") ** -0.5
+        return 1 / math.sqrt(config.integer("hidden_size") / config.integer("num_attention_heads"))
+    return 1 / math.sqrt(config.integer("head_dim"))

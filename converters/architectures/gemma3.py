@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from edgellm.converters.architectures import base
@@ -46,7 +47,7 @@ def describe(config: Config, max_context: int | None) -> base.Architecture:
     spec = replace(
         base.with_kinds(spec, layers, {"local": local, "global": everywhere}),
         post_norm=True,
-        embed_scale=spec.hidden_size**0.5,
+        embed_scale=math.sqrt(spec.hidden_size),
         logit_softcap=config.optional_number("final_logit_softcapping"),
     )
     return base.Architecture(spec, hf_names=HF_NAMES, hf_norm_shift=1.0)

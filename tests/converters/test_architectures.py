@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from edgellm.converters.architectures import available, describe
 from edgellm.converters.numpy_ops import ReferenceModel
 from edgellm.converters.weights import Weight
-from edgellm.errors import SourceError, UsageError
 from tests.tiny_models import CASES, VARIANTS, MemoryCheckpoint, in_style_of_transformers_4, tiny, torch_logits
 
 TOLERANCE = 1e-4
