@@ -107,7 +107,7 @@ def _read(cursor: _Cursor) -> tuple[dict[str, object], dict[str, TensorInfo]]:
     metadata: dict[str, object] = {}
     for index in range(key_count):
         cursor.inside = f"metadata key {index}"
-        key = cursor.string()
+        key = cursor.string() or cursor.fail("the key has no name")
         cursor.inside = f"metadata key {key[:80]!r}"
         if key in metadata:
             cursor.fail("the key is there twice")
@@ -120,7 +120,7 @@ def _read(cursor: _Cursor) -> tuple[dict[str, object], dict[str, TensorInfo]]:
     found: dict[str, tuple[tuple[int, ...], Format, int]] = {}
     for index in range(tensor_count):
         cursor.inside = f"tensor {index}"
-        name = cursor.string()
+        name = cursor.string() or cursor.fail("the tensor has no name")
         cursor.inside = f"tensor {name[:80]!r}"
         if name in found:
             cursor.fail("the tensor is there twice")

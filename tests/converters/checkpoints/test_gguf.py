@@ -1,0 +1,486 @@
+"""Files that gguf-py writes are read back as they were meant; damaged ones are refused in one clear line."""
+
+from __future__ import annotations
+
+import struct
+import sys
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType, GGUFEndian, GGUFValueType, GGUFWriter, quants
+from numpy.typing import NDArray
+
+from edgellm.converters.checkpoints import gguf_file
+from edgellm.converters.checkpoints.base import Checkpoint
+from edgellm.converters.checkpoints.gguf import open_checkpoint
+from edgellm.errors import SourceError
+
+RNG = np.random.default_rng(0)
+WRITABLE = ["F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"]
+
+
+def save(writer: GGUFWriter) -> None:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_model(path: Path, tensors: dict[str, NDArray[Any]] | None = None, kind: str = "F32", **settings: Any) -> Path:
+    writer = GGUFWriter(path, "llama", **settings)
+    writer.add_string("general.license", "apache-2.0")
+    for name, values in (tensors or {"weight": np.arange(12, dtype=np.float32).reshape(3, 4)}).items():
+        writer.add_tensor(name, quants.quantize(values, GGMLQuantizationType[kind]), raw_dtype=GGMLQuantizationType[kind])
+    save(writer)
+    return path
+
+
+# Hand-written files, for what gguf-py would not write.
+
+
+def text(value: bytes | str) -> bytes:
+    raw = value.encode() if isinstance(value, str) else value
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def pair(key: bytes | str, kind: int, value: bytes) -> bytes:
+    return text(key) + struct.pack("<I", kind) + value
+
+
+def entry(name: str, dims: list[int], kind: int = 0, offset: int = 0) -> bytes:
+    return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, kind, offset)
+
+
+ARCHITECTURE = pair("general.architecture", 8, text("llama"))
+
+
+def assemble(
+    pairs: list[bytes] | None = None,
+    tensors: list[bytes] | None = None,
+    data: bytes = b"",
+    *,
+    version: int = 3,
+    counts: tuple[int, int] | None = None,
+    alignment: int = 32,
+) -> bytes:
+    pairs = [ARCHITECTURE, *(pairs or [])]
+    tensors = tensors or []
+    head = b"GGUF" + struct.pack("<IQQ", version, *(counts or (len(tensors), len(pairs)))) + b"".join(pairs) + b"".join(tensors)
+    return head + b"\0" * (-len(head) % alignment) + data
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Callable[[bytes], Path]:
+    def save_bytes(content: bytes) -> Path:
+        path = tmp_path / "model.gguf"
+        path.write_bytes(content)
+        return path
+
+    return save_bytes
+
+
+# Reading what was written.
+
+
+def test_metadata_of_every_type(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    writer = GGUFWriter(path, "gemma3")
+    numbers = {
+        GGUFValueType.UINT8: 200,
+        GGUFValueType.INT8: -100,
+        GGUFValueType.UINT16: 60000,
+        GGUFValueType.INT16: -30000,
+        GGUFValueType.UINT32: 4_000_000_000,
+        GGUFValueType.INT32: -2_000_000_000,
+        GGUFValueType.UINT64: 1 << 63,
+        GGUFValueType.INT64: -(1 << 62),
+        GGUFValueType.FLOAT64: 0.1,
+        GGUFValueType.FLOAT32: 0.5,
+    }
+    for kind, value in numbers.items():
+        writer.add_key_value(f"x.{kind.name}", value, kind)
+    writer.add_bool("x.yes", True)
+    writer.add_bool("x.no", False)
+    writer.add_string("x.text", "größe ▁\n")
+    writer.add_array("x.texts", ["", "a", "▁wörd", "🙂"])
+    writer.add_array("x.ints", [1, -2, 3])
+    writer.add_array("x.floats", [0.5, -2.5])
+    writer.add_array("x.bools", [True, False])
+    writer.add_array("tokenizer.ggml.tokens", ["<s>", "a"])
+    writer.add_array("tokenizer.ggml.scores", [0.0, -1.0])
+    writer.add_array("tokenizer.ggml.token_type", [3, 1])
+    writer.add_array("tokenizer.ggml.merges", ["a b"])
+    writer.add_uint32("tokenizer.ggml.bos_token_id", 1)
+    save(writer)
+    with open_checkpoint(path) as checkpoint:
+        config = checkpoint.config
+        for kind, value in numbers.items():
+            assert config[f"x.{kind.name}"] == value
+            assert type(config[f"x.{kind.name}"]) is type(value)
+        assert config["x.yes"] is True
+        assert config["x.no"] is False
+        assert config["x.text"] == "größe ▁\n"
+        assert config["x.texts"] == ["", "a", "▁wörd", "🙂"]
+        assert config["x.ints"].tolist() == [1, -2, 3]
+        assert config["x.floats"].tolist() == [0.5, -2.5]
+        assert config["x.bools"].tolist() == [True, False]
+        assert config["tokenizer.ggml.bos_token_id"] == 1
+        arrays = {f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges")}
+        assert set(checkpoint.metadata) - set(config) == arrays
+        assert checkpoint.metadata["tokenizer.ggml.tokens"] == ["<s>", "a"]
+        assert checkpoint.architecture == "gemma3"
+
+
+def test_nested_arrays(saved: Callable[[bytes], Path]) -> None:
+    inner = struct.pack("<IQ2I", 4, 2, 7, 8)
+    nested = pair("x.nested", 9, struct.pack("<IQ", 9, 2) + inner + struct.pack("<IQ", 8, 1) + text("deep"))
+    with open_checkpoint(saved(assemble([nested]))) as checkpoint:
+        numbers, words = checkpoint.config["x.nested"]
+        assert numbers.tolist() == [7, 8]
+        assert words == ["deep"]
+
+
+def test_it_is_a_checkpoint(tmp_path: Path) -> None:
+    with open_checkpoint(write_model(tmp_path / "tiny.gguf")) as opened:
+        checkpoint: Checkpoint = opened
+        assert checkpoint.naming == "gguf"
+        assert checkpoint.architecture == "llama"
+        assert checkpoint.provenance.source == "tiny.gguf"
+        assert checkpoint.provenance.license == "apache-2.0"
+        assert checkpoint.names() == {"weight"}
+        assert checkpoint.licenses() == {}
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_tensors(kind: str, tmp_path: Path) -> None:
+    """Matrix, vector and stack of matrices: shapes in numpy's order, any range of rows."""
+    values = {
+        "matrix": RNG.normal(size=(40, 96)).astype(np.float32),
+        "vector": RNG.normal(size=(320,)).astype(np.float32),
+        "experts": RNG.normal(size=(3, 8, 32)).astype(np.float32),
+    }
+    with open_checkpoint(write_model(tmp_path / "model.gguf", values, kind)) as checkpoint:
+        for name, value in values.items():
+            packed = quants.quantize(value, GGMLQuantizationType[kind])
+            expected = quants.dequantize(packed, GGMLQuantizationType[kind])
+            tensor = checkpoint.tensor(name)
+            assert tensor.shape == value.shape
+            assert checkpoint.type_of(name) == kind
+            assert tensor.array().dtype == np.float32
+            np.testing.assert_array_equal(tensor.array(), expected)
+            for start, stop in [(0, 1), (1, 3), (2, 2), (len(value) - 1, len(value))]:
+                np.testing.assert_array_equal(tensor.rows(start, stop), expected[start:stop])
+        vector = quants.dequantize(quants.quantize(values["vector"], GGMLQuantizationType[kind]), GGMLQuantizationType[kind])
+        np.testing.assert_array_equal(checkpoint.tensor("vector").rows(37, 99), vector[37:99])  # within blocks
+
+
+def test_slices_are_fresh_and_writable(tmp_path: Path) -> None:
+    with open_checkpoint(write_model(tmp_path / "model.gguf")) as checkpoint:
+        tensor = checkpoint.tensor("weight")
+        first = tensor.rows(0, 2)
+        first += 100
+        np.testing.assert_array_equal(tensor.rows(0, 2), [[0, 1, 2, 3], [4, 5, 6, 7]])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 2), (0, 4), (2, 1)])
+def test_rows_outside_the_tensor(start: int, stop: int, tmp_path: Path) -> None:
+    with open_checkpoint(write_model(tmp_path / "model.gguf")) as checkpoint, pytest.raises(IndexError):
+        checkpoint.tensor("weight").rows(start, stop)
+
+
+@pytest.mark.parametrize("alignment", [1, 8, 256])
+def test_alignment_of_the_file(alignment: int, saved: Callable[[bytes], Path]) -> None:
+    first, second = np.arange(3, dtype="<f4"), np.arange(5, dtype="<f4") + 10
+    offset = -(-first.nbytes // alignment) * alignment
+    data = first.tobytes().ljust(offset, b"\0") + second.tobytes()
+    mark = pair("general.alignment", 4, struct.pack("<I", alignment))
+    tensors = [entry("first", [3]), entry("second", [5], offset=offset)]
+    with open_checkpoint(saved(assemble([mark], tensors, data, alignment=alignment))) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.tensor("first").array(), first)
+        np.testing.assert_array_equal(checkpoint.tensor("second").array(), second)
+
+
+def test_version_2_and_a_scalar(saved: Callable[[bytes], Path]) -> None:
+    content = assemble(tensors=[entry("scalar", [])], data=struct.pack("<f", 2.5), version=2)
+    with open_checkpoint(saved(content)) as checkpoint:
+        assert checkpoint.tensor("scalar").array().tolist() == [2.5]
+
+
+def test_two_threads(tmp_path: Path) -> None:
+    values = {f"t{i}": RNG.normal(size=(600, 512)).astype(np.float32) for i in range(2)}
+    with open_checkpoint(write_model(tmp_path / "model.gguf", values, "Q5_0")) as checkpoint:
+        expected = {name: checkpoint.tensor(name).array() for name in values}
+        equal: list[bool] = []
+
+        def read(name: str) -> None:
+            tensor = checkpoint.tensor(name)
+            equal.extend(np.array_equal(tensor.rows(0, 600), expected[name]) for _ in range(20))
+
+        threads = [threading.Thread(target=read, args=(name,)) for name in values]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert equal == [True] * 40
+
+
+def test_close_releases_the_file(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    checkpoint = open_checkpoint(path)
+    tensor = checkpoint.tensor("weight")
+    tensor.array()
+    checkpoint.close()
+    checkpoint.close()
+    with pytest.raises(SourceError, match="closed"):
+        tensor.rows(0, 1)
+    assert not mapped(path)
+    path.unlink()  # Windows refuses while a mapping lives
+
+
+def test_a_refused_file_is_released(saved: Callable[[bytes], Path]) -> None:
+    path = saved(assemble(tensors=[entry("a", [4])]))
+    with pytest.raises(SourceError):
+        open_checkpoint(path)
+    assert not mapped(path)
+
+
+def mapped(path: Path) -> bool:
+    return sys.platform == "linux" and str(path) in Path("/proc/self/maps").read_text(encoding="utf-8")
+
+
+# Split models.
+
+
+def write_split(folder: Path) -> tuple[list[Path], dict[str, NDArray[Any]]]:
+    values = {f"t{i}": RNG.normal(size=(4, 32)).astype(np.float32) for i in range(5)}
+    write_model(folder / "big.gguf", values, split_max_tensors=2)
+    return sorted(folder.glob("big-*.gguf")), values
+
+
+def test_any_part_opens_a_split_model(tmp_path: Path) -> None:
+    parts, values = write_split(tmp_path)
+    assert [part.name for part in parts] == [f"big-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for part in parts:
+        with open_checkpoint(part) as checkpoint:
+            assert checkpoint.names() == set(values)
+            assert checkpoint.architecture == "llama"
+            assert checkpoint.provenance.source == part.name
+            for name, value in values.items():
+                np.testing.assert_array_equal(checkpoint.tensor(name).array(), value)
+        assert not any(mapped(each) for each in parts)
+
+
+def test_a_missing_part_is_named(tmp_path: Path) -> None:
+    parts, _ = write_split(tmp_path)
+    parts[1].unlink()
+    for part in (parts[0], parts[2]):
+        with pytest.raises(SourceError, match=r"big-00002-of-00003\.gguf: part 2 of 3 is missing"):
+            open_checkpoint(part)
+
+
+def test_a_renamed_part(tmp_path: Path) -> None:
+    parts, _ = write_split(tmp_path)
+    moved = parts[0].rename(tmp_path / "model.gguf")
+    with pytest.raises(SourceError, match=r"part 1 of a model in 3 parts, but not named '\.\.\.-00001-of-00003\.gguf'"):
+        open_checkpoint(moved)
+
+
+def test_swapped_parts(tmp_path: Path) -> None:
+    parts, _ = write_split(tmp_path)
+    parts[1].rename(tmp_path / "aside")
+    parts[2].rename(parts[1])
+    (tmp_path / "aside").rename(parts[2])
+    with pytest.raises(SourceError, match="named part 2 of 3, but its metadata says part 3 of 3"):
+        open_checkpoint(parts[0])
+
+
+def test_a_part_of_another_model(tmp_path: Path) -> None:
+    """Same tensors in two parts, and then a part with too few."""
+    parts, _ = write_split(tmp_path)
+    content = parts[1].read_bytes()
+    parts[1].write_bytes(content.replace(text("t2"), text("t0")))
+    with pytest.raises(SourceError, match="tensor 't0' is also in big-00001-of-00003"):
+        open_checkpoint(parts[0])
+    parts[1].write_bytes(content)
+    total = pair("split.tensors.count", 5, struct.pack("<i", 5))
+    assert total in parts[0].read_bytes()
+    parts[0].write_bytes(parts[0].read_bytes().replace(total, total[:-4] + struct.pack("<i", 6)))
+    with pytest.raises(SourceError, match="hold 5 tensors, not 6"):
+        open_checkpoint(parts[0])
+
+
+# What is refused.
+
+
+def test_an_unsupported_format_is_an_error_of_its_tensor_only(saved: Callable[[bytes], Path]) -> None:
+    tensors = [entry("good", [4]), entry("odd", [256], kind=16, offset=32), entry("newer", [7], kind=999, offset=32)]
+    with open_checkpoint(saved(assemble(tensors=tensors, data=bytes(32 + 66)))) as checkpoint:
+        assert checkpoint.tensor("good").array().tolist() == [0, 0, 0, 0]
+        assert checkpoint.type_of("odd") == "IQ2_XXS"
+        with pytest.raises(SourceError, match=r"model\.gguf: tensor 'odd' is stored as IQ2_XXS.*; get the model as Q8_0"):
+            checkpoint.tensor("odd")
+        with pytest.raises(SourceError, match="tensor 'newer' is stored as type 999"):
+            checkpoint.tensor("newer")
+        for call in (checkpoint.tensor, checkpoint.type_of):
+            with pytest.raises(SourceError, match="no tensor 'absent'"):
+                call("absent")
+
+
+def refuse(path: Path, pattern: str) -> None:
+    """Refused in one line that starts with the file, and without memory beyond the file's size and a little."""
+    tracemalloc.start()
+    try:
+        with pytest.raises(SourceError, match=pattern) as caught:
+            open_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 2_000_000
+    finally:
+        tracemalloc.stop()
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+    assert caught.value.fix
+
+
+HUGE = (1 << 64) - 1
+NUMBERS = struct.pack("<IQ", 4, 1)  # an array of one uint32, but for the number
+
+
+@pytest.mark.parametrize(
+    ("content", "pattern"),
+    [
+        (b"", "cannot be read: cannot mmap an empty file"),
+        (b"GG", "header .*4 bytes expected, the file ends after 2"),
+        (b"GGUF\x03\0\0\0", "8 bytes expected, the file ends after 0"),
+        (b"PK\x03\x04" + bytes(40), "not a GGUF file"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
+        (b"tjgg" + bytes(40), "before GGUF"),
+        (assemble(version=1), "GGUF version 1 is not supported.*get a newer file"),
+        (assemble(version=4), "GGUF version 4 is not supported.*upgrade edgellm"),
+        (assemble(counts=(HUGE, 1)), f"says {HUGE} tensors, and only"),
+        (assemble(counts=(0, HUGE)), f"says {HUGE} metadata keys, and only"),
+        (assemble(counts=(0, 2)), "metadata key 1 .*no name"),
+        (assemble(counts=(1, 1)), "tensor 0 .*no name|bytes follow"),
+        (assemble([text(b"\xff\xfe") + bytes(8)]), "metadata key 1 .*not UTF-8"),
+        (assemble([pair("x", 8, text(b"\xc3\x28"))]), "metadata key 'x' .*not UTF-8"),
+        (assemble([pair("x", 8, struct.pack("<Q", HUGE))]), f"metadata key 'x' .*{HUGE} bytes expected"),
+        (assemble([pair("x", 8, struct.pack("<Q", 1 << 40))]), "metadata key 'x' .*1099511627776 bytes expected"),
+        (assemble([pair("x", 13, bytes(8))]), "metadata key 'x' .*unknown value type 13"),
+        (assemble([pair("x", 7, b"\x02")]), "metadata key 'x' .*neither 0 nor 1"),
+        (assemble([pair("x", 4, bytes(4))] * 2), "metadata key 'x' .*twice"),
+        (assemble([pair("x\n\x1b[31m", 13, bytes(8))]), r"metadata key 'x\\n\\x1b\[31m'"),
+        (assemble([pair("x", 9, struct.pack("<IQ", 4, HUGE))]), f"metadata key 'x' .*{4 * HUGE} bytes expected"),
+        (assemble([pair("x", 9, struct.pack("<IQ", 8, HUGE))]), f"metadata key 'x' .*says {HUGE} strings"),
+        (assemble([pair("x", 9, struct.pack("<IQ", 9, HUGE))]), f"metadata key 'x' .*says {HUGE} nested arrays"),
+        (assemble([pair("x", 9, struct.pack("<IQ", 99, 1) + bytes(8))]), "metadata key 'x' .*unknown value type 99"),
+        (assemble([pair("x", 9, struct.pack("<IQQ", 8, 2, 1 << 50) + bytes(16))]), "string 0 of 2 reaches past the end"),
+        (assemble([pair("x", 9, struct.pack("<IQ", 8, 3) + text("abcdefgh") * 2)]), "string 2 of 3|string 2 is not"),
+        (assemble([pair("x", 9, struct.pack("<IQ", 8, 2) + text("a") + text(b"\xff"))]), "'x' .*string 1 is not UTF-8"),
+        (assemble([pair("x", 9, struct.pack("<IQ", 9, 1) * 6 + NUMBERS + bytes(4))]), "'x' .*nested deeper than"),
+        (
+            assemble([pair("x", 9, struct.pack("<IQ", 9, 5000) + struct.pack("<IQ", 4, 0) * 5000)]),
+            "'x' .*5000 nested arrays, more than any model has",
+        ),
+        (assemble([pair("general.alignment", 4, bytes(4))]), "'general.alignment' .*0 is not a power of two"),
+        (assemble([pair("general.alignment", 4, struct.pack("<I", 48))]), "48 is not a power of two"),
+        (assemble([pair("general.alignment", 8, text("32"))]), "not a power of two"),
+        (assemble([pair("split.count", 9, NUMBERS + bytes(4))]), "'split.count' is not an integer"),
+        (assemble(tensors=[entry("a", [4])]), "tensor 'a' .*needs 16 bytes .*the file has 0"),
+        (assemble(tensors=[entry("a", [4])], data=bytes(15)), "tensor 'a' .*needs 16 bytes .*the file has 15"),
+        (assemble(tensors=[entry("a", [4], offset=32)], data=bytes(47)), "needs 16 bytes .*the file has 15"),
+        (assemble(tensors=[entry("a", [4], offset=1 << 63)], data=bytes(64)), "tensor 'a' .*needs 16 bytes"),
+        (assemble(tensors=[entry("a", [4], offset=16)], data=bytes(64)), "tensor 'a' .*offset 16 is not a multiple of 32"),
+        (assemble(tensors=[entry("a", [4])] * 2, data=bytes(64)), "tensor 'a' .*twice"),
+        (assemble(tensors=[entry("a", [1 << 32] * 4)], data=bytes(64)), "tensor 'a' .*needs"),
+        (assemble(tensors=[entry("a", [1 << 62, 4])], data=bytes(64)), "tensor 'a' .*needs"),
+        (assemble(tensors=[entry("a", [0, 4])], data=bytes(64)), "tensor 'a' .*dimension of 0"),
+        (assemble(tensors=[entry("a", [1] * 5)], data=bytes(64)), "tensor 'a' .*5 dimensions"),
+        (assemble(tensors=[text("a") + struct.pack("<I", 1 << 31)], data=bytes(64)), "tensor 'a' .*2147483648 dimensions"),
+        (
+            assemble(tensors=[entry("a", [48, 2], kind=2)], data=bytes(64)),
+            "tensor 'a' .*rows of 48 values, Q4_0 has blocks of 32",
+        ),
+        (assemble(tensors=[entry("", [4])], data=bytes(64)), "tensor 0 .*no name"),
+        (assemble(tensors=[text("n" * 8)[:-1]], alignment=1), "tensor 0 .*8 bytes expected, the file ends after 7"),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)
+def test_damaged_files(content: bytes, pattern: str, saved: Callable[[bytes], Path]) -> None:
+    refuse(saved(content), pattern)
+
+
+def test_too_many_entries(saved: Callable[[bytes], Path]) -> None:
+    count = gguf_file.MAX_ENTRIES + 1
+    refuse(saved(assemble(counts=(count, 1)) + bytes(24 * count)), f"says {count} tensors, more than any model has")
+    refuse(saved(assemble(counts=(0, count)) + bytes(13 * count)), f"says {count} metadata keys, more than any model has")
+
+
+def test_a_header_without_end(tmp_path: Path) -> None:
+    """A sparse file of 256 MiB whose metadata claims to be one string."""
+    path = tmp_path / "model.gguf"
+    with path.open("wb") as file:
+        file.write(assemble([pair("x", 8, struct.pack("<Q", 200 << 20))], alignment=1))
+        file.truncate(256 << 20)
+    refuse(path, "header is larger than 128 MiB")
+
+
+@pytest.mark.parametrize("key", [b"", pair("general.architecture", 8, text("")), pair("general.architecture", 4, bytes(4))])
+def test_no_architecture(key: bytes, saved: Callable[[bytes], Path]) -> None:
+    content = assemble().replace(ARCHITECTURE, key)
+    refuse(saved(content if key else content.replace(struct.pack("<QQ", 0, 1), bytes(16))), "no 'general.architecture'")
+
+
+def test_big_endian(tmp_path: Path) -> None:
+    refuse(write_model(tmp_path / "model.gguf", endianess=GGUFEndian.BIG), "big-endian GGUF")
+
+
+def test_paths_that_are_no_files(tmp_path: Path) -> None:
+    refuse(tmp_path / "absent.gguf", "no such file")
+    refuse(tmp_path, "not a file")
+
+
+def test_every_truncation(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    content = path.read_bytes()
+    end = content.rindex(np.float32(11).tobytes()) + 4  # what follows is padding
+    for length in range(end):
+        path.write_bytes(content[:length])
+        with pytest.raises(SourceError):
+            open_checkpoint(path)
+
+
+# Real models.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["smollm2", "qwen2.5", "gemma3"])
+def test_real_metadata(model: str, models: Callable[[str], Path]) -> None:
+    """Opening takes less than half a second of processor time, with up to 262,144 tokens; the tokenizer is made of it."""
+    seconds = []
+    for _ in range(2):
+        begin = time.process_time()
+        with open_checkpoint(models(model)):
+            seconds.append(time.process_time() - begin)
+    assert min(seconds) < 0.5
+    with open_checkpoint(models(model)) as checkpoint:
+        assert checkpoint.architecture == {"smollm2": "llama", "qwen2.5": "qwen2", "gemma3": "gemma3"}[model]
+        assert checkpoint.text().tokenizer.startswith(b"{")
+
+
+@pytest.mark.slow
+def test_a_real_model_is_dequantized_in_seconds(models: Callable[[str], Path]) -> None:
+    """Half a billion weights in less than 2.5 s of one core, as the conversion's promise of 10 s needs."""
+    with open_checkpoint(models("qwen2.5")) as checkpoint:
+        seconds = []
+        for _ in range(2):
+            begin = time.process_time()
+            for name in checkpoint.names():
+                tensor = checkpoint.tensor(name)
+                for start, stop in tensor.slices(6 << 20):
+                    tensor.rows(start, stop)
+            seconds.append(time.process_time() - begin)
+    assert min(seconds) < 2.5
