@@ -26,6 +26,6 @@ def recipe(quant: str, method: str, block_size: int) -> Recipe:
     if quant == "fp32":
         return Recipe("fp32", "none")
     tables = tuple(Rule(f"{name}.weight", Scheme(8, block_size)) for name in ("embed", "head"))
-    bits = 4 if quant == "int4" else 8
-    linears = tuple(Rule(f"layers.*.{name}.weight", Scheme(bits, block_size)) for name in LINEARS)
+    scheme = Scheme(4, block_size, symmetric=False) if quant == "int4" else Scheme(8, block_size)
+    linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
     return Recipe(quant, method, tables + linears)
