@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +107,7 @@ def test_places_are_aligned_and_do_not_overlap() -> None:
         layout.add_quantized(str(index), InMemory(rng.random((index + 1, 100), np.float32)), Scheme(4, 32, index % 2 == 0))
     places = [p for job in layout.jobs for p in (job.codes, job.scales, job.zero_points) if p]  # type: ignore[union-attr]
     assert all(place.offset % ALIGNMENT == 0 for place in places)
-    assert all(a.offset + a.length <= b.offset for a, b in zip(places, places[1:], strict=False))
+    assert all(a.offset + a.length <= b.offset for a, b in itertools.pairwise(places))
     assert layout.size >= places[-1].offset + places[-1].length
 
 

@@ -7,8 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tests.onnx_model import NO_LOGITS, exported
-from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
 
 from edgellm.converters.architectures import describe
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
@@ -17,6 +15,8 @@ from edgellm.converters.recipes import recipe
 from edgellm.converters.weights import Weight
 from edgellm.scheme import Recipe, Rule, Scheme
 from edgellm.spec import ModelSpec
+from tests.onnx_model import NO_LOGITS, exported
+from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
 
 IDS = np.random.default_rng(7).integers(3, 131, 24)
 TOLERANCE = 1e-4  # of float32 logits of magnitude 1 to 10
