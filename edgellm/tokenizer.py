@@ -20,6 +20,7 @@ from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, UsageError
 
 _FIX = "convert the model again"
+_UNKNOWN = "use a model with a byte-level or SentencePiece BPE tokenizer"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
@@ -181,9 +182,10 @@ class _Spelling:
     def bytes_of(self, token: str, *, literal: bool) -> bytes:
         """Bytes of a token; `literal` for an added token, which byte-level files spell as plain text."""
         if self._byte_level:
-            spelled = None if literal else token.translate(_TO_BYTE)
-            # Characters outside the byte alphabet stay as they are.
-            return token.encode() if spelled is None or not spelled.isascii() and max(spelled) > "\xff" else spelled.encode("latin-1")
+            try:
+                return token.encode() if literal else bytes([_BYTE_OF[character] for character in token])
+            except KeyError:  # a token outside the byte alphabet is plain text
+                return token.encode()
         if self._byte_tokens and (match := _BYTE_TOKEN.fullmatch(token)):
             return bytes([int(match[1], 16)])
         for old, new in self._replace:
@@ -191,14 +193,11 @@ class _Spelling:
         return token.encode()
 
 
-_UNKNOWN = "use a model with a byte-level or SentencePiece BPE tokenizer"
-
-
-def _byte_alphabet() -> dict[int, int]:
-    """Code point of a byte-level token's character -> byte: printable Latin-1 stands for itself, the rest follows at 256."""
+def _byte_alphabet() -> dict[str, int]:
+    """Character -> byte of byte-level BPE: printable Latin-1 stands for itself, the other bytes follow from U+0100 on."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
-    return {**{byte: byte for byte in printable}, **{256 + place: byte for place, byte in enumerate(others)}}
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + place): byte for place, byte in enumerate(others)}
 
 
-_TO_BYTE = _byte_alphabet()
+_BYTE_OF = _byte_alphabet()

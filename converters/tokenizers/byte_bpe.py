@@ -60,7 +60,9 @@ def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
     for line in strings(metadata, "tokenizer.ggml.merges"):
         space = line.find(" ", 1)
         if space < 0:
-            raise SourceError(f"{line!r} is not two tokens", where="tokenizer.ggml.merges", fix="fetch or convert the file again")
+            raise SourceError(
+                f"{line!r} is not two tokens", where="tokenizer.ggml.merges", fix="fetch or convert the file again"
+            )
         merges.append((line[:space], line[space + 1 :]))
     if not merges:
         raise SourceError("no merges", where="tokenizer.ggml.merges", fix="fetch or convert the file again")

@@ -68,7 +68,9 @@ def _ranking(metadata: Mapping[str, object], vocabulary: Vocabulary) -> dict[str
     """
     scores = numbers(metadata, "tokenizer.ggml.scores", len(vocabulary.tokens))
     if scores is None:
-        raise SourceError("a SentencePiece vocabulary without scores", where="tokenizer.ggml.scores", fix="convert the file again")
+        raise SourceError(
+            "a SentencePiece vocabulary without scores", where="tokenizer.ggml.scores", fix="convert the file again"
+        )
     scores = scores.astype(np.float64)
     types = np.asarray(vocabulary.types)
     scores[types == TokenType.USER_DEFINED] = np.inf

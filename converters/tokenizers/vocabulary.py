@@ -55,7 +55,9 @@ def vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
     """
     tokens = strings(metadata, "tokenizer.ggml.tokens")
     if not tokens:
-        raise SourceError("the file holds no tokenizer", where="tokenizer.ggml.tokens", fix="use a file with its vocabulary inside")
+        raise SourceError(
+            "the file holds no tokenizer", where="tokenizer.ggml.tokens", fix="use a file with its vocabulary inside"
+        )
     # An empty text cannot be told from another one: llama.cpp names it by its id, and so do we.
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
     types = numbers(metadata, "tokenizer.ggml.token_type", len(tokens))
