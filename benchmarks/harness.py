@@ -61,11 +61,6 @@ class Series:
         """The middle value."""
         return statistics.median(self.values)
 
-    @property
-    def spread(self) -> float:
-        """Half of (highest - lowest), as a share of the median."""
-        return (max(self.values) - min(self.values)) / 2 / self.median if self.median else 0.0
-
 
 @dataclass(frozen=True)
 class Report:
@@ -86,7 +81,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, medians included."""
         value = dataclasses.asdict(self)
-        value["series"] = [{**dataclasses.asdict(s), "median": s.median, "spread": s.spread} for s in self.series]
+        value["series"] = [{**dataclasses.asdict(s), "median": s.median} for s in self.series]
         return {"schema": SCHEMA, **value}
 
 

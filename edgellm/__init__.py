@@ -27,7 +27,7 @@ from edgellm.errors import (
 
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
-    from edgellm.convert import convert
+    from edgellm.conversion import convert
     from edgellm.llm import LLM, Output, Stream
 
 __all__ = [
@@ -83,7 +83,7 @@ def load(
 def __getattr__(name: str) -> Any:
     """Names that are imported when they are first used."""
     if name == "convert":
-        from edgellm.convert import convert
+        from edgellm.conversion import convert
 
         globals()[name] = convert  # the import has put the module under this name
         return convert

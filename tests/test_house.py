@@ -89,7 +89,7 @@ def test_imports_run_one_way(module: str) -> None:
     assert {name for name in ours if layer(name) not in ALLOWED[layer(module)]} == set()
 
 
-STANDS_ABOVE = {name for name in MODULES if name == "edgellm.convert" or name.startswith("edgellm.cli")}
+STANDS_ABOVE = {name for name in MODULES if name == "edgellm.conversion" or name.startswith("edgellm.cli")}
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES.keys() - STANDS_ABOVE if layer(name) == "face"))
@@ -224,3 +224,41 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     assert "torch" not in [
         line.split()[1] for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra" not in line
     ]
+
+
+PUBLIC = (
+    "Bundle",
+    "BundleError",
+    "EdgeError",
+    "InferenceError",
+    "LLM",
+    "Output",
+    "ResourceError",
+    "RuntimeUnavailable",
+    "SourceError",
+    "Stream",
+    "UsageError",
+    "__version__",
+    "convert",
+    "load",
+)
+
+
+def test_the_public_names_are_these() -> None:
+    """A new name is a promise: add it here on purpose."""
+    import edgellm
+
+    assert tuple(sorted(edgellm.__all__)) == PUBLIC
+    assert set(PUBLIC) <= set(dir(edgellm))
+    assert all(getattr(edgellm, name) is not None for name in PUBLIC)
+
+
+def test_public_functions_stay_functions_whatever_was_imported() -> None:
+    """Importing a submodule binds its name in the package: one named `convert` would replace the function."""
+    import edgellm
+    import edgellm.cli.convert
+    import edgellm.conversion
+
+    assert {name for name in MODULES if name.startswith("edgellm.") and name.count(".") == 1 and name[8:] in PUBLIC} == set()
+    assert edgellm.convert is edgellm.conversion.convert
+    assert callable(edgellm.load)

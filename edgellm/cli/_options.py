@@ -29,8 +29,10 @@ class Size(click.ParamType[int]):
         return int(float(match[1]) * UNITS[match[2].upper()])
 
 
-def megabytes(size: float) -> str:
-    """Bytes as a person reads them, in MB of 10^6."""
+def readable(size: float) -> str:
+    """Bytes as a person reads them; units are powers of 1000."""
+    if size < 1e6:
+        return f"{size / 1e3:.1f} kB"
     return f"{size / 1e6:,.1f} MB" if size < 1e8 else f"{size / 1e6:,.0f} MB"
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli._options import megabytes, write_json
+from edgellm.cli._options import readable, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -39,6 +39,7 @@ def command(bundle: Path, trials: int, threads: int | None, json_file: Path | No
         return
     if json_file is not None:
         write_json(json_file, report.to_json())
+    click.echo(f"{report.bundle}: {report.source}, {report.recipe}")
     Console().print(_table(report))
     for note in report.notes:
         click.echo(note)
@@ -49,13 +50,13 @@ def command(bundle: Path, trials: int, threads: int | None, json_file: Path | No
 def _table(report: Report) -> Table:
     from rich.table import Table
 
-    table = Table(title=f"{report.bundle}: {report.source}, {report.recipe}", title_justify="left")
+    table = Table()
     table.add_column("measure")
     table.add_column("median", justify="right")
-    table.add_column("spread", justify="right")
+    table.add_column("lowest to highest", justify="right")
     for series in report.series:
-        spread = f"± {series.spread:.0%}" if len(series.values) > 1 else ""
-        table.add_row(series.name, f"{series.median:,.1f} {series.unit}", spread)
+        ends = f"{min(series.values):,.1f} to {max(series.values):,.1f}" if len(series.values) > 1 else ""
+        table.add_row(series.name, f"{series.median:,.1f} {series.unit}", ends)
     if report.peak_rss is not None:
-        table.add_row("peak RSS", megabytes(report.peak_rss), "")
+        table.add_row("peak RSS", readable(report.peak_rss), "")
     return table

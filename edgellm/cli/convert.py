@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli._options import Size, megabytes
+from edgellm.cli._options import Size, readable
 
 
 @click.command(short_help="Make a bundle of a model.")
@@ -50,11 +50,12 @@ def command(
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
-    from edgellm.convert import Progress, convert
+    from edgellm.conversion import Progress, convert
 
     columns = (TextColumn("{task.description:<28}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
     started = time.perf_counter()
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading", total=None)
 
         def show(progress: Progress) -> None:
@@ -74,4 +75,4 @@ def command(
             progress=show,
         )
     elapsed = time.perf_counter() - started
-    click.echo(f"{output}: {bundle.spec.architecture}, {quant}, {megabytes(bundle.size())}, made in {elapsed:.1f} s")
+    click.echo(f"{output}: {bundle.spec.architecture}, {quant}, {readable(bundle.size())}, made in {elapsed:.1f} s")

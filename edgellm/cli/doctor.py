@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import click
 
-from edgellm.cli._options import megabytes
+from edgellm.cli._options import readable
 
 # Package, what it is for, how it comes.
 PACKAGES = (
@@ -54,7 +54,7 @@ def _machine() -> list[Finding]:
         features = ", ".join(this.features) or "none that matter"
         slow = None if FAST_INT8 & set(this.features) else "this CPU has no int8 dot product: 4- and 8-bit models run slower"
     available = available_bytes()
-    total = "unknown" if this.memory is None else megabytes(this.memory)
+    total = "unknown" if this.memory is None else readable(this.memory)
     little = available is not None and available < LITTLE_MEMORY
     return [
         Finding("edgellm", f"{__version__}, {this.python}"),
@@ -64,7 +64,7 @@ def _machine() -> list[Finding]:
         Finding("threads", f"{default_threads()} (what affinity, physical cores and the CPU quota leave)"),
         Finding(
             "memory",
-            f"{total}, available {'unknown' if available is None else megabytes(available)}",
+            f"{total}, available {'unknown' if available is None else readable(available)}",
             "little memory is available: close programs, or raise the container's limit" if little else None,
         ),
         Finding("cache", str(cache_dir())),

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli._options import megabytes, to_json
+from edgellm.cli._options import readable, to_json
 
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
@@ -145,17 +145,18 @@ def _show(facts: Facts, available: int | None) -> None:
     for name, text in lines.items():
         click.echo(f"{name:<11} {text}")
     for name, size in sorted(facts.files.items(), key=lambda file: -file[1]):
-        click.echo(f"{'file':<11} {name}  {megabytes(size)}")
+        click.echo(f"{'file':<11} {name}  {readable(size)}")
     click.echo()
-    here = "unknown on this system" if available is None else megabytes(available)
-    table = Table(title=f"RAM for weights and KV cache; available here: {here}", title_justify="left")
+    here = "unknown on this system" if available is None else readable(available)
+    click.echo(f"RAM for weights and KV cache; available here: {here}")
+    table = Table()
     table.add_column("context", justify="right")
     table.add_column("KV cache", justify="right")
     for name in facts.weights:
         table.add_column(name, justify="right")
     for row in facts.fits(available):
-        cells = [megabytes(row["total"][name]) + _mark(row["fits"][name]) for name in facts.weights]
-        table.add_row(f"{row['context']:,}", megabytes(row["kv"]), *cells)
+        cells = [readable(row["total"][name]) + _mark(row["fits"][name]) for name in facts.weights]
+        table.add_row(f"{row['context']:,}", readable(row["kv"]), *cells)
     Console().print(table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +43,7 @@ def command(
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template, and --raw leaves it out")
     if prompt == "-":
-        prompt = click.get_text_stream("stdin").read()
+        prompt = sys.stdin.read()
     ask = Ask(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with edgellm.load(bundle, threads=threads) as llm:
         stream = _start(llm, ask, prompt, system, raw)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgellm.cli._options import megabytes
+from edgellm.cli._options import readable
 
 
 @click.command(short_help="Check that a bundle is whole.")
@@ -17,4 +17,4 @@ def command(bundle: Path) -> None:
 
     opened = Bundle.open(bundle)
     opened.verify()
-    click.echo(f"{bundle}: {len(opened.files)} files, {megabytes(opened.size())}, all as converted")
+    click.echo(f"{bundle}: {len(opened.files)} files, {readable(opened.size())}, all as converted")

@@ -1,0 +1,46 @@
+"""A tiny source and its bundle, made by the command line itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from edgellm.cli import cli
+from tests import tiny_folder
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_folder.write(tmp_path_factory.mktemp("source") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-int4"
+    result = edgellm("convert", source, "-o", folder)
+    assert result.exit_code == 0, result.output
+    return folder
+
+
+def edgellm(*arguments: object, input: str | None = None) -> Result:  # noqa: A002  (click's own name for it)
+    """Run a command in this process."""
+    return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=input)
+
+
+def start(*arguments: object, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """Start a command in a process of its own, with warnings as errors."""
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-m", "edgellm", *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )

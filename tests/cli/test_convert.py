@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edgellm.bundle import Bundle
+from tests.cli.conftest import edgellm, start
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "grid"),
+    [
+        ((), "int4", (4, 32)),
+        (("--quant", "int4", "--block-size", "64"), "int4", (4, 64)),
+        (("--quant", "int8", "--block-size", "128"), "int8", (8, 128)),
+        (("--quant", "fp32"), "fp32", None),
+    ],
+)
+def test_options_choose_the_grid(
+    source: Path, tmp_path: Path, options: tuple[str, ...], name: str, grid: tuple[int, int] | None
+) -> None:
+    result = edgellm("convert", source, "-o", tmp_path / "out", *options)
+    assert result.exit_code == 0, result.output
+    bundle = Bundle.open(tmp_path / "out")
+    assert bundle.recipe.name == name
+    scheme = bundle.recipe.scheme("layers.0.q.weight")
+    assert (scheme and (scheme.bits, scheme.block)) == grid
+    assert result.stdout.startswith(f"{tmp_path / 'out'}: llama, {name}, ")
+    assert result.stderr == ""
+
+
+def test_max_context_is_kept(source: Path, tmp_path: Path) -> None:
+    assert edgellm("convert", source, "-o", tmp_path / "out", "--max-context", "100").exit_code == 0
+    assert Bundle.open(tmp_path / "out").spec.max_context == 100
+
+
+def test_too_little_ram_names_the_least(source: Path, tmp_path: Path) -> None:
+    result = edgellm("convert", source, "-o", tmp_path / "out", "--max-ram", "1M")
+    assert result.exit_code == 1
+    assert "--max-ram" in result.stderr
+    least = result.stderr.split("at least ")[1].strip()
+    assert edgellm("convert", source, "-o", tmp_path / "out", "--max-ram", least).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--method", "magic"), "unknown method 'magic'"),
+        (("--adapter", "no-such-lora"), "no-such-lora"),
+        (("--max-context", "1000000"), "max_context 1000000"),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_leaves_nothing(
+    source: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    result = edgellm("convert", source, "-o", tmp_path / "out", *options)
+    assert result.exit_code in (1, 2)
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_target_is_left_alone(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").write_text("mine")
+    result = edgellm("convert", source, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a pseudo-terminal")
+def test_a_terminal_sees_progress(source: Path, tmp_path: Path) -> None:
+    import pty
+    import subprocess
+
+    terminal, end = pty.openpty()
+    command = [sys.executable, "-m", "edgellm", "convert", str(source), "-o", str(tmp_path / "out")]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=environment) as process:
+        os.close(end)
+        shown = bytearray()
+        try:
+            while piece := os.read(terminal, 4096):
+                shown += piece
+        except OSError:  # Linux reports the closed terminal as an I/O error
+            pass
+    os.close(terminal)
+    assert process.returncode == 0
+    assert "━" in shown.decode("utf-8", "replace")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_ctrl_c_leaves_nothing_behind(models: object, tmp_path: Path) -> None:
+    assert callable(models)
+    out = tmp_path / "out"
+    with start("convert", models("qwen2.5"), "-o", out) as process:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob(".out.partial-*/model.onnx.data")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        stdout, stderr = process.communicate(timeout=60)
+    assert (process.returncode, stdout, stderr) == (130, b"", b"interrupted\n")
+    assert list(tmp_path.iterdir()) == []
