@@ -102,7 +102,7 @@ class NumpyOps:
         return rows
 
     def norm(self, x: Tensor, gamma: Weight, eps: float, heads: int = 1) -> Tensor:
-        groups = x.reshape(*x.shape[:-1], heads, -1)
+        groups = x.reshape(*x.shape[:-1], heads, x.shape[-1] // heads)
         mean_square = np.mean(groups * groups, axis=-1, keepdims=True)
         normed: Tensor = groups / np.sqrt(mean_square + np.float32(eps)) * self.array(gamma)
         return normed.reshape(x.shape)

@@ -93,10 +93,12 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "attention_bias": True,
             "tie_word_embeddings": False,
         },
+        "as_published": {"head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16},
         "tight_caps": {"head_dim": 16, "sliding_window": 6, "final_logit_softcapping": 2.0, "attn_logit_softcapping": 1.5},
     },
     "gemma3": {
         "plain": {"head_dim": 16, "sliding_window": 6, "num_hidden_layers": 7, "query_pre_attn_scalar": 24},
+        "as_published": {"head_dim": 16, "sliding_window": 6, "num_hidden_layers": 7, "query_pre_attn_scalar": 16},
         "mixed": {
             "head_dim": 80,
             "num_attention_heads": 2,
