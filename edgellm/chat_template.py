@@ -21,7 +21,7 @@ from jinja2.parser import Parser
 from edgellm.errors import BundleError, EdgeError, UsageError
 from edgellm.template_budget import BudgetedEnvironment, OverBudget
 
-MAX_SOURCE = 1 << 20
+MAX_SOURCE = 1 << 18  # the longest known are a tenth of it
 _WHERE = "chat template"
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 _RESERVED = frozenset({"messages", "tools", "documents", "add_generation_prompt"})
@@ -97,9 +97,7 @@ class ChatTemplate:
         except _Refusal as error:
             raise UsageError(str(error), where=_WHERE, fix="change the messages") from error
         except (RecursionError, MemoryError) as error:
-            raise BundleError(
-                _at_line("recurses too deep or needs too much memory", error), where=_WHERE, fix=_REPLACE
-            ) from error
+            raise BundleError(_at_line("recurses too deep", error), where=_WHERE, fix=_REPLACE) from error
         except EdgeError:
             raise
         except Exception as error:  # a template can raise whatever its operations raise on odd messages
@@ -118,7 +116,7 @@ class _Refusal(jinja2.TemplateError):
 class _GenerationTag(Extension):
     """`{% generation %}...{% endgeneration %}` marks the assistant's words for training; its body is rendered as it is."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 - Jinja declares it so
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
@@ -136,8 +134,8 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
-def _strftime_now(format: str) -> str:
-    return datetime.now().strftime(format)
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern[:200])
 
 
 def _message(message: Mapping[str, Any], place: int) -> dict[str, Any]:

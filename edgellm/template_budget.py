@@ -37,8 +37,8 @@ MAX_BITS = 4096  # of an integer
 # fmt: off
 _FILTERS = frozenset({
     "abs", "attr", "capitalize", "count", "d", "default", "dictsort", "e", "escape", "first", "float", "indent", "int", "items",
-    "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round", "safe",
-    "select", "selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper",
+    "join", "last", "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "replace", "reverse", "round",
+    "safe", "select", "selectattr", "sort", "string", "title", "tojson", "trim", "unique", "upper",
 })
 # Filters that only pass their input on, entry by entry, and those that compare entries.
 _SHALLOW = frozenset({
@@ -175,12 +175,8 @@ class BudgetedEnvironment(ImmutableSandboxedEnvironment):
         return _settled(super().call(context, obj, *args, **kwargs))
 
 
-_REPEATED: tuple[type[nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block], ...] = (
-    nodes.For,
-    nodes.Macro,
-    nodes.CallBlock,
-    nodes.Block,
-)
+_Repeated = nodes.For | nodes.Macro | nodes.CallBlock | nodes.Block
+_REPEATED = (nodes.For, nodes.Macro, nodes.CallBlock, nodes.Block)
 
 
 class _Meter(Extension):
@@ -191,9 +187,10 @@ class _Meter(Extension):
             word = "from" if isinstance(node, nodes.FromImport) else type(node).__name__.lower()
             raise jinja2.TemplateSyntaxError(f"'{word}' has no place in a chat template", node.lineno)
         # Costs first: what is inserted below is not the template's.
-        bodies = [(node, STEP + _bulk(node)) for kind in _REPEATED for node in tree.find_all(kind)]
-        for node, cost in bodies:
-            node.body.insert(0, nodes.ExprStmt(self._call("step", nodes.Const(cost)), lineno=node.lineno))
+        costs = [(node, STEP + _bulk(node)) for node in tree.find_all(_REPEATED)]
+        for node, cost in costs:
+            step = self._call("step", nodes.Const(cost))
+            cast("_Repeated", node).body.insert(0, nodes.ExprStmt(step, lineno=step.lineno))
         for node in tree.find_all(nodes.For):
             if node.test is not None:
                 node.test = nodes.And(self._call("step", nodes.Const(STEP)), node.test, lineno=node.lineno)

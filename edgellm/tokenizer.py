@@ -95,23 +95,23 @@ class Tokenizer:
         stream = StreamDecoder(self)
         return "".join([*map(stream.push, ids), stream.finish()])
 
-    def token_bytes(self, id: int) -> bytes:
+    def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes that a token adds inside a text; none for special tokens and ids without a token."""
-        if id in self._special or not 0 <= id < self._size:
+        if token_id in self._special or not 0 <= token_id < self._size:
             return b""
-        token = self._backend.id_to_token(id)
-        return b"" if token is None else self._spelling.bytes_of(token, literal=id in self._literal)
+        token = self._backend.id_to_token(token_id)
+        return b"" if token is None else self._spelling.bytes_of(token, literal=token_id in self._literal)
 
-    def token_text(self, id: int) -> str:
+    def token_text(self, token_id: int) -> str:
         """How to show a token by itself: its text, U+FFFD for parts of characters; special tokens by their name.
 
         Raises:
             UsageError: no token has this id.
         """
-        token = self._backend.id_to_token(id) if 0 <= id < self._size else None
+        token = self._backend.id_to_token(token_id) if 0 <= token_id < self._size else None
         if token is None:
-            raise UsageError(f"no token has the id {id}", where="id", fix=f"ids run from 0 to {self._size - 1}")
-        return self._literal[id] if id in self._special else self.token_bytes(id).decode(errors="replace")
+            raise UsageError(f"no token has the id {token_id}", where="token id", fix=f"ids run from 0 to {self._size - 1}")
+        return self._literal[token_id] if token_id in self._special else self.token_bytes(token_id).decode(errors="replace")
 
     @property
     def strips_first_space(self) -> bool:
@@ -130,9 +130,9 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._strip = tokenizer.strips_first_space
 
-    def push(self, id: int) -> str:
+    def push(self, token_id: int) -> str:
         """Text that became certain with this token; often empty inside a character."""
-        return self._out(self._utf8.decode(self._tokenizer.token_bytes(id)))
+        return self._out(self._utf8.decode(self._tokenizer.token_bytes(token_id)))
 
     def finish(self) -> str:
         """What is left: U+FFFD if the text ends inside a character. The decoder is as new afterwards."""

@@ -15,6 +15,8 @@ from edgellm.converters.tokenizers.pretokenizers import DIGIT, GPT2, PRE_TOKENIZ
 from edgellm.converters.tokenizers.vocabulary import Vocabulary, strings
 from edgellm.errors import SourceError
 
+_FIX = "fetch or convert the file again"
+
 
 def pre_tokenizer_of(metadata: Mapping[str, object]) -> PreTokenizer:
     """The pre-tokenizer that the file names.
@@ -44,9 +46,7 @@ def build(metadata: Mapping[str, object], vocabulary: Vocabulary) -> Tokenizer:
     try:
         model = BPE(vocab=tokens, merges=_merges(metadata), ignore_merges=pre.ignore_merges)
     except Exception as error:  # the library raises plain Exception
-        raise SourceError(
-            f"merges do not fit the tokens: {error}", where="tokenizer.ggml.merges", fix="fetch or convert the file again"
-        ) from error
+        raise SourceError(f"merges do not fit the tokens: {error}", where="tokenizer.ggml.merges", fix=_FIX) from error
     tokenizer = Tokenizer(model)
     if pre.nfc:
         tokenizer.normalizer = normalizers.NFC()
@@ -60,12 +60,10 @@ def _merges(metadata: Mapping[str, object]) -> list[tuple[str, str]]:
     for line in strings(metadata, "tokenizer.ggml.merges"):
         space = line.find(" ", 1)
         if space < 0:
-            raise SourceError(
-                f"{line!r} is not two tokens", where="tokenizer.ggml.merges", fix="fetch or convert the file again"
-            )
+            raise SourceError(f"{line!r} is not two tokens", where="tokenizer.ggml.merges", fix=_FIX)
         merges.append((line[:space], line[space + 1 :]))
     if not merges:
-        raise SourceError("no merges", where="tokenizer.ggml.merges", fix="fetch or convert the file again")
+        raise SourceError("no merges", where="tokenizer.ggml.merges", fix=_FIX)
     return merges
 
 

@@ -135,7 +135,7 @@ def _add_tokens(tokenizer: Tokenizer, words: Vocabulary, *, strip_after: bool) -
     Phi-3's control tokens swallow the white space after them, save those three; no key of GGUF says so.
     """
     added = []
-    for index, (token, kind) in enumerate(zip(words.tokens, words.types, strict=True)):
+    for token, kind in zip(words.tokens, words.types, strict=True):
         if kind in (TokenType.CONTROL, TokenType.UNKNOWN) or (kind == TokenType.USER_DEFINED and _findable(token)):
             special = kind != TokenType.USER_DEFINED
             strip = strip_after and special and token not in ("<unk>", "<s>", "<|endoftext|>")

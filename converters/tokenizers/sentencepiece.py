@@ -77,9 +77,11 @@ def _ranking(metadata: Mapping[str, object], vocabulary: Vocabulary) -> dict[str
     # A score of NaN orders nothing.
     scores = np.nan_to_num(scores, nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     mergeable = np.flatnonzero((types == TokenType.NORMAL) | (types == TokenType.USER_DEFINED))
-    distinct, rank = np.unique(-scores[mergeable], return_inverse=True)
+    rank = np.unique(-scores[mergeable], return_inverse=True)[1]
     order = np.argsort(rank, kind="stable")
-    return {vocabulary.tokens[mergeable[place]]: int(rank[place]) for place in order}
+    return {
+        vocabulary.tokens[index]: place for index, place in zip(mergeable[order].tolist(), rank[order].tolist(), strict=True)
+    }
 
 
 def _merges(ranking: Mapping[str, int]) -> list[tuple[str, str]]:
