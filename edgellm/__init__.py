@@ -85,7 +85,6 @@ def __getattr__(name: str) -> Any:
     if name == "convert":
         from edgellm.conversion import convert
 
-        globals()[name] = convert  # the import has put the module under this name
         return convert
     if name == "Bundle":
         from edgellm.bundle import Bundle

@@ -8,16 +8,18 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from edgellm.bundle import Bundle
-from edgellm.chat_template import ChatTemplate
 from edgellm.errors import UsageError
 from edgellm.runtimes.generator import FinishReason, Generation, Timings
 from edgellm.runtimes.sampling import Sampling
 from edgellm.runtimes.session import Runtime, Session
 from edgellm.stop import StopStrings
 from edgellm.tokenizer import StreamDecoder, Tokenizer
+
+if TYPE_CHECKING:
+    from edgellm.chat_template import ChatTemplate
 
 Message = Mapping[str, Any]
 
@@ -71,7 +73,7 @@ class LLM:
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._runtime = runtime
-        self._template = _template(bundle)
+        self._compiled: ChatTemplate | None = None
         self._lock = threading.Lock()
         self._idle: _Slot | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
@@ -211,7 +213,7 @@ class LLM:
         if not messages:
             raise UsageError("no messages", fix='give at least {"role": "user", "content": "..."}')
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
-        text = self._template.render(messages, add_generation_prompt=True, tools=tools, options=template_options)
+        text = self._template().render(messages, add_generation_prompt=True, tools=tools, options=template_options)
         # the template writes the special tokens itself, the beginning of text included
         ids = self.tokenizer.encode(text, special=False)
         started = self._start(ids, list(messages), sampling, max_tokens, stop)
@@ -242,6 +244,17 @@ class LLM:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _template(self) -> ChatTemplate:
+        if self._compiled is None:
+            from edgellm.chat_template import ChatTemplate  # brings Jinja, which plain prompts do without
+
+            name, where = self.bundle.text.chat_template, self.bundle.path
+            if name is None:
+                raise UsageError("the bundle has no chat template", where=where, fix="use generate() with a plain prompt")
+            source = self.bundle.file(name).read_text(encoding="utf-8")
+            self._compiled = ChatTemplate(source, self.bundle.text.special_tokens)
+        return self._compiled
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
         if len(prompt) == 0:
@@ -426,13 +439,6 @@ class Stream(Iterator[str]):
         session = self._slot.session
         self._slot.ids = [*self._turn.ids, *self._generation.ids][: session.length]
         self._llm._ended(self, self._slot)
-
-
-def _template(bundle: Bundle) -> ChatTemplate | None:
-    name = bundle.text.chat_template
-    if name is None:
-        return None
-    return ChatTemplate(bundle.file(name).read_text(encoding="utf-8"), bundle.text.special_tokens)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

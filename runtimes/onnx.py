@@ -79,18 +79,27 @@ def _options(onnxruntime: Any, threads: int) -> Any:
 
 
 def _check_graph(inference: Any, graph: Graph, bundle: Bundle) -> None:
-    """What the manifest says of the KV cache must be what the graph has: buffers are made from it."""
-    shapes = {value.name: value.shape for value in [*inference.get_inputs(), *inference.get_outputs()]}
+    """What the manifest says of the graph must be what the graph has: buffers are made from it."""
+    values = [*inference.get_inputs(), *inference.get_overridable_initializers(), *inference.get_outputs()]
+    shapes = {value.name: list(value.shape) for value in values}
+    wanted: dict[str, tuple[int | None, ...]] = {
+        "input_ids": (None, None),
+        "attention_mask": (None, None),
+        "logits_start": (None,),
+        "logits": (None, None, bundle.spec.vocab_size),
+    }
     for layout in graph.kv:
         for layer in layout.layers:
             for template in (layout.past_key, layout.past_value, layout.present_key, layout.present_value):
-                shape = shapes.get(template.format(layer=layer))
-                if shape is None or len(shape) != 4 or (shape[1], shape[3]) != (layout.kv_heads, layout.head_dim):
-                    raise BundleError(
-                        f"the graph's '{template.format(layer=layer)}' is not as the manifest says",
-                        where=bundle.file(graph.file),
-                        fix="convert the model again",
-                    )
+                wanted[template.format(layer=layer)] = (None, layout.kv_heads, None, layout.head_dim)
+    for name, shape in wanted.items():
+        there = shapes.get(name, [])
+        if len(there) != len(shape) or any(size not in (None, real) for size, real in zip(shape, there, strict=True)):
+            raise BundleError(
+                f"the graph's '{name}' is not as the manifest says",
+                where=bundle.file(graph.file),
+                fix="convert the model again",
+            )
 
 
 class OnnxRuntime:
@@ -153,6 +162,7 @@ class OnnxSession:
         self._step.bind_ortvalue_input("logits_start", self._ort_value(last))
         self._step.bind_ortvalue_output("logits", self._ort_value(self._row))
         self._many.bind_ortvalue_input("logits_start", self._ort_value(self._start))
+        self._many.bind_output("logits", "cpu")  # bound first, so it is the first of get_outputs()
 
     @property
     def length(self) -> int:
@@ -164,12 +174,11 @@ class OnnxSession:
         array = self._checked(ids)
         if len(array) == 1:
             return self.decode(int(array[0]))
-        none = self._row[:, :0]
         with _Undo(self):
             for begin in range(0, len(array), CHUNK):
-                chunk = array[begin : begin + CHUNK]
                 last = begin + CHUNK >= len(array)
-                self._append(chunk, LAST if last else NONE, self._row if last else none)
+                logits = self._append(array[begin : begin + CHUNK], LAST if last else NONE)
+        self._last[:] = logits[0]
         return self._last
 
     def decode(self, token: int) -> Logits:
@@ -189,7 +198,7 @@ class OnnxSession:
         size = max(1, min(CHUNK, LOGITS_BYTES // (4 * self._vocab)))
         with _Undo(self):
             for begin in range(0, len(array), size):
-                self._append(array[begin : begin + size], ALL, result[None, begin : begin + size])
+                result[begin : begin + size] = self._append(array[begin : begin + size], ALL)
         return result
 
     def rewind(self, length: int) -> None:
@@ -260,13 +269,18 @@ class OnnxSession:
         self._mask = mask
         self._capacity = capacity
 
-    def _append(self, ids: NDArray[np.int64], start: int, logits: Logits) -> None:
+    def _append(self, ids: NDArray[np.int64], start: int) -> Logits:
+        """Run several new tokens; float32 [selected, vocab], valid until the next run."""
         self._start[0] = start
         ids = np.ascontiguousarray(ids)[None]
         self._many.bind_input("input_ids", "cpu", 0, np.int64, ids.shape, ids.ctypes.data)
-        self._many.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        # onnxruntime allocates these logits: the graph declares one position (onnxruntime-genai reads it so), and a
+        # buffer of another shape would be refused
+        self._many.bind_output("logits", "cpu")
         self._run(self._many, self._length + ids.shape[1])
         self._length += ids.shape[1]
+        logits: Logits = self._many.get_outputs()[0].numpy()[0]
+        return logits
 
     def _run(self, binding: Any, total: int) -> None:
         inference = self._runtime._inference

@@ -28,3 +28,19 @@ def models() -> Callable[[str], Path]:
         return file
 
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random llama as a Hugging Face folder; see `tests.tiny_folder`."""
+    from tests import tiny_folder
+
+    return tiny_folder.write(tmp_path_factory.mktemp("source") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """That model as a float32 bundle, so that its logits are the source's up to rounding."""
+    from edgellm.conversion import convert
+
+    return convert(tiny_source, tmp_path_factory.mktemp("bundle") / "tiny", quant="fp32").path
