@@ -87,7 +87,11 @@ class GGUFCheckpoint:
         """Tokenizer and policies, rebuilt from the metadata; SourceError if it has no usable tokenizer."""
         from edgellm.converters.tokenizers import gguf
 
-        return gguf.text(self.metadata)
+        try:
+            return gguf.text(self.metadata)
+        except SourceError as error:
+            where = ": ".join(part for part in (str(self._files[0].path), error.where) if part)
+            raise SourceError(error.what, where=where, fix=error.fix) from error
 
     def licenses(self) -> Mapping[str, bytes]:
         """Nothing: a GGUF file only names its licence."""

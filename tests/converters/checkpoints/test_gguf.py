@@ -245,9 +245,10 @@ def test_close_releases_the_file(tmp_path: Path) -> None:
 
 def test_a_refused_file_is_released(saved: Callable[[bytes], Path]) -> None:
     path = saved(assemble(tensors=[entry("a", [4])]))
-    with pytest.raises(SourceError):
+    with pytest.raises(SourceError) as caught:
         open_checkpoint(path)
     assert not mapped(path)
+    assert caught.tb  # while the traceback keeps the reader's frames alive
 
 
 def mapped(path: Path) -> bool:
@@ -385,6 +386,10 @@ NUMBERS = struct.pack("<IQ", 4, 1)  # an array of one uint32, but for the number
             assemble([pair("x", 9, struct.pack("<IQ", 9, 5000) + struct.pack("<IQ", 4, 0) * 5000)]),
             "'x' .*5000 nested arrays, more than any model has",
         ),
+        (
+            assemble([pair(x, 9, struct.pack("<IQ", 9, 3000) + struct.pack("<IQ", 4, 0) * 3000) for x in ("x", "y")]),
+            "'y' .*3000 nested arrays, more than any model has",
+        ),
         (assemble([pair("general.alignment", 4, bytes(4))]), "'general.alignment' .*0 is not a power of two"),
         (assemble([pair("general.alignment", 4, struct.pack("<I", 48))]), "48 is not a power of two"),
         (assemble([pair("general.alignment", 8, text("32"))]), "not a power of two"),
@@ -432,6 +437,14 @@ def test_a_header_without_end(tmp_path: Path) -> None:
 def test_no_architecture(key: bytes, saved: Callable[[bytes], Path]) -> None:
     content = assemble().replace(ARCHITECTURE, key)
     refuse(saved(content if key else content.replace(struct.pack("<QQ", 0, 1), bytes(16))), "no 'general.architecture'")
+
+
+def test_no_tokenizer(tmp_path: Path) -> None:
+    path = write_model(tmp_path / "model.gguf")
+    with open_checkpoint(path) as checkpoint, pytest.raises(SourceError, match="tokenizer") as caught:
+        checkpoint.text()
+    assert str(caught.value).startswith(str(path))
+    assert caught.value.fix
 
 
 def test_big_endian(tmp_path: Path) -> None:
