@@ -177,7 +177,7 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
             return _read(file, MAX_TEXT_BYTES).decode("utf-8")
         except UnicodeDecodeError as error:
             raise SourceError("not UTF-8", where=file, fix="download it again") from error
-    template = settings.get("chat_template") or _optional(folder / "chat_template.json").get("chat_template")
+    template: object = settings.get("chat_template") or _optional(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default")
