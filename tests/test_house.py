@@ -6,6 +6,7 @@ import ast
 import configparser
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -204,12 +205,35 @@ def test_help_imports_no_heavy_package() -> None:
     assert heavy & set(json.loads(done.stdout.splitlines()[-1])) == set()
 
 
+def test_a_loaded_model_has_imported_nothing_of_the_workstation(tmp_path: Path) -> None:
+    """The device side in a fresh process: load, speak, chat, then look."""
+    import edgellm
+    from tests import tiny_folder
+
+    edgellm.convert(tiny_folder.write(tmp_path / "source"), tmp_path / "bundle")
+    done = python(
+        "import edgellm\n"
+        f"with edgellm.load({str(tmp_path / 'bundle')!r}) as llm:\n"
+        "    llm.generate('Hi', max_tokens=4)\n"
+        "    llm.chat([{'role': 'user', 'content': 'Hi'}], max_tokens=4)\n"
+        "import json, sys; print(json.dumps(sorted(sys.modules)))"
+    )
+    assert done.returncode == 0, done.stderr
+    loaded = set(json.loads(done.stdout))
+    assert {"torch", "transformers", "onnx", "click", "rich", "huggingface_hub", "safetensors"} & loaded == set()
+    assert [name for name in loaded if name.startswith(("edgellm.converters", "edgellm.benchmarks", "edgellm.cli"))] == []
+    assert {"onnxruntime", "tokenizers", "jinja2"} <= loaded
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     """Built from the sdist, as an index would: what MANIFEST.in forgets is missed here."""
-    done = subprocess.run(
-        [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(ROOT)], capture_output=True, text=True, check=False
+    checkout = tmp_path / "checkout"
+    shutil.copytree(
+        ROOT, checkout, symlinks=True, ignore=shutil.ignore_patterns(".*", "__pycache__", "demo", "build", "*.egg-info")
     )
+    command = [sys.executable, "-m", "build", "--outdir", str(tmp_path), str(checkout)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
