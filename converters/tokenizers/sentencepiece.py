@@ -79,9 +79,9 @@ def _ranking(metadata: Mapping[str, object], vocabulary: Vocabulary) -> dict[str
     mergeable = np.flatnonzero((types == TokenType.NORMAL) | (types == TokenType.USER_DEFINED))
     rank = np.unique(-scores[mergeable], return_inverse=True)[1]
     order = np.argsort(rank, kind="stable")
-    return {
-        vocabulary.tokens[index]: place for index, place in zip(mergeable[order].tolist(), rank[order].tolist(), strict=True)
-    }
+    ids: list[int] = mergeable[order].tolist()
+    ranks: list[int] = rank[order].tolist()
+    return {vocabulary.tokens[index]: place for index, place in zip(ids, ranks, strict=True)}
 
 
 def _merges(ranking: Mapping[str, int]) -> list[tuple[str, str]]:
