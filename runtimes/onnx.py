@@ -26,7 +26,7 @@ from edgellm.runtimes import memory
 from edgellm.runtimes.session import Logits
 
 NAME = "onnx"
-CHUNK = 512  # prompt tokens in one run: past this prefill gets no faster, and its activations grow
+CHUNK = 256  # prompt tokens in one run: longer ones are no faster, and hold more activations
 LOGITS_BYTES = 64 << 20  # of one run of `logits`
 FIRST_CAPACITY = 256
 LAST, ALL, NONE = -1, 0, 1 << 40
