@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from edgellm._typed import build
 from edgellm.errors import BundleError
 from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
@@ -28,6 +29,7 @@ from edgellm.spec import ModelSpec
 FORMAT = 1
 MANIFEST = "edgellm.json"
 MAX_MANIFEST_BYTES = 16 << 20
+MAX_SIZE = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,24 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
-class Bundle:
-    """An opened bundle: the manifest, checked against the folder. Make one with `Bundle.open`."""
+class Manifest:
+    """The content of edgellm.json.
 
-    path: Path
+    Attributes:
+        format: version of the layout.
+        producer: what made the bundle, with its version.
+        spec: the model in numbers.
+        recipe: which tensor was quantized how.
+        provenance: where the weights came from.
+        text: tokens, templates and ends of text.
+        generation: the authors' sampling defaults.
+        graphs: by runtime.
+        files: size and sha256 of every file, by its path in the bundle.
+        fidelity: the fidelity card, or None where nothing was measured.
+    """
+
+    format: int
+    producer: str
     spec: ModelSpec
     recipe: Recipe
     provenance: Provenance
@@ -122,8 +138,14 @@ class Bundle:
     generation: Mapping[str, float]
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
-    producer: str
     fidelity: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bundle(Manifest):
+    """An opened bundle: the manifest, checked against the folder at `path`. Make one with `Bundle.open`."""
+
+    path: Path
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Bundle:
@@ -134,8 +156,8 @@ class Bundle:
                 or a path that leaves the folder.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
-        version = manifest.get("format")
+        value = _read_manifest(folder)
+        version = value.get("format")
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise BundleError("'format' is not a version number", where=folder / MANIFEST, fix="convert the model again")
         if version > FORMAT:
@@ -143,10 +165,11 @@ class Bundle:
                 f"bundle format {version} is newer than this edgellm reads ({FORMAT})", where=folder, fix="upgrade edgellm"
             )
         try:
-            bundle = _from_manifest(folder, manifest)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            reason = f"missing field {error}" if isinstance(error, KeyError) else str(error)
-            raise BundleError(f"damaged manifest: {reason}", where=folder / MANIFEST, fix="convert the model again") from error
+            manifest = build(Manifest, value)
+            _check_meaning(manifest)
+        except ValueError as error:
+            raise BundleError(f"damaged manifest: {error}", where=folder / MANIFEST, fix="convert the model again") from error
+        bundle = cls(**vars(manifest), path=folder)
         bundle._check_files()
         return bundle
 
@@ -227,23 +250,14 @@ def write_manifest(
 ) -> None:
     """Hash every file that lies in `folder` and write its edgellm.json."""
     files = {
-        entry.relative_to(folder).as_posix(): {"size": entry.stat().st_size, "sha256": sha256_file(entry)}
+        entry.relative_to(folder).as_posix(): FileEntry(entry.stat().st_size, sha256_file(entry))
         for entry in sorted(folder.rglob("*"))
         if entry.is_file() and entry.name != MANIFEST
     }
-    manifest = {
-        "format": FORMAT,
-        "producer": producer,
-        "spec": spec.to_json(),
-        "recipe": recipe.to_json(),
-        "provenance": dataclasses.asdict(provenance),
-        "text": dataclasses.asdict(text),
-        "generation": dict(generation),
-        "graphs": {name: dataclasses.asdict(graph) for name, graph in graphs.items()},
-        "files": files,
-        "fidelity": fidelity,
-    }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    manifest = Manifest(FORMAT, producer, spec, recipe, provenance, text, generation, graphs, files, fidelity)
+    (folder / MANIFEST).write_text(
+        json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
+    )
 
 
 def sha256_file(path: Path) -> str:
@@ -283,26 +297,27 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _from_manifest(folder: Path, value: Mapping[str, Any]) -> Bundle:
-    text = value["text"]
-    graphs = {}
-    for name, graph in value["graphs"].items():
-        layouts = tuple(
-            KVLayout(**{**layout, "layers": tuple(layout["layers"]), "axes": tuple(layout["axes"])}) for layout in graph["kv"]
-        )
-        graphs[name] = Graph(file=graph["file"], kv=layouts)
-    return Bundle(
-        path=folder,
-        spec=ModelSpec.from_json(value["spec"]),
-        recipe=Recipe.from_json(value["recipe"]),
-        provenance=Provenance(**value["provenance"]),
-        text=TextPolicy(**{**text, "eos_ids": tuple(text["eos_ids"])}),
-        generation=value["generation"],
-        graphs=graphs,
-        files={name: FileEntry(**entry) for name, entry in value["files"].items()},
-        producer=value["producer"],
-        fidelity=value.get("fidelity"),
-    )
+def _check_meaning(manifest: Manifest) -> None:
+    """What the types cannot say: sizes that make sense, and references that lead somewhere."""
+    spec = manifest.spec
+    kinds = list(spec.kinds.values())
+    sizes = [spec.vocab_size, spec.hidden_size, spec.intermediate_size, spec.max_context, len(spec.layers), len(kinds)]
+    sizes += [size for kind in kinds for size in (kind.heads, kind.kv_heads, kind.head_dim)]
+    sizes += [size for graph in manifest.graphs.values() for kv in graph.kv for size in (kv.kv_heads, kv.head_dim)]
+    if not all(0 < size < MAX_SIZE for size in sizes):
+        raise ValueError(f"a size of the model is not between 1 and {MAX_SIZE}")
+    if not set(spec.layers) <= set(spec.kinds):
+        raise ValueError("'spec.layers' names a kind that 'spec.kinds' does not have")
+    ids = [*manifest.text.eos_ids, *(i for i in (manifest.text.bos_id, manifest.text.pad_id) if i is not None)]
+    if not all(0 <= token < spec.vocab_size for token in ids):
+        raise ValueError("'text' holds an id outside the vocabulary")
+    for name, graph in manifest.graphs.items():
+        if sorted(layer for kv in graph.kv for layer in kv.layers) != list(range(len(spec.layers))):
+            raise ValueError(f"'graphs.{name}.kv' does not describe every layer once")
+    if not manifest.graphs:
+        raise ValueError("'graphs' is empty")
+    if any(entry.size < 0 for entry in manifest.files.values()):
+        raise ValueError("'files' holds a negative size")
 
 
 def _check_name(folder: Path, name: str) -> None:

@@ -6,11 +6,8 @@ Back ends declare which schemes they take, so a quantizer never guesses.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,15 +88,3 @@ class Recipe:
     def scheme(self, tensor: str) -> Scheme | None:
         """The scheme of the tensor with this canonical name."""
         return next((rule.scheme for rule in self.rules if fnmatchcase(tensor, rule.pattern)), None)
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` is the inverse."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> Recipe:
-        """Rebuild a recipe from `to_json`'s value."""
-        rules = tuple(
-            Rule(rule["pattern"], None if rule["scheme"] is None else Scheme(**rule["scheme"])) for rule in value["rules"]
-        )
-        return cls(name=value["name"], method=value["method"], rules=rules)

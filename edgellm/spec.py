@@ -6,10 +6,9 @@ build a graph, and the bundle carries it to the device, where it sizes the KV ca
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 MaskKind = Literal["causal", "full", "cross"]
@@ -106,22 +105,3 @@ class ModelSpec:
         """Bytes of KV cache that `tokens` positions take over all layers."""
         per_token = sum(2 * a.kv_heads * a.head_dim for a in map(self.attention, range(len(self.layers))))
         return per_token * tokens * bytes_per_value
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; `from_json` is the inverse."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> ModelSpec:
-        """Rebuild a spec from `to_json`'s value.
-
-        Raises:
-            KeyError, TypeError: a field is missing or unknown; the bundle reader turns these into BundleError.
-        """
-        kinds = {}
-        for name, fields in value["kinds"].items():
-            rotary = fields.get("rotary")
-            if rotary is not None:
-                rotary = Rotary(frequencies=tuple(rotary["frequencies"]), factor=rotary["factor"])
-            kinds[name] = AttentionSpec(**{**fields, "rotary": rotary})
-        return cls(**{**value, "kinds": kinds, "layers": tuple(value["layers"])})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _as_json(facts: Facts, available: int | None) -> dict[str, Any]:
         "kind": facts.kind,
         "name": facts.name,
         "license": facts.license,
-        "spec": facts.spec.to_json(),
+        "spec": dataclasses.asdict(facts.spec),
         "details": facts.details,
         "weights": facts.weights,
         "files": facts.files,
