@@ -23,7 +23,7 @@ FOLDERS = {
     "runtimes": "edgellm.runtimes",
 }
 LINKS = ("benchmarks", "converters", "runtimes")
-CORE = ("edgellm.errors", "edgellm.spec", "edgellm.scheme", "edgellm.bundle", "edgellm._version")
+CORE = ("edgellm.errors", "edgellm.spec", "edgellm.scheme", "edgellm.bundle", "edgellm._version", "edgellm._typed")
 MAX_LINES = 420
 
 # The device side may import these, the standard library and ONE runtime, inside the runtime's own adapter.

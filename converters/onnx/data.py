@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.converters.weights import LazyTensor
+from edgellm.errors import SourceError
 from edgellm.scheme import QTensor, Scheme
 
 ALIGNMENT = 4096  # a page: the runtime maps initializers in place
@@ -108,6 +109,7 @@ def write_data(
         on_bytes: called with a tensor's name and the float32 bytes just finished.
 
     Raises:
+        SourceError: a weight holds NaN or infinity.
         OSError: the disk is full or the file cannot be written.
     """
     with path.open("wb") as file:
@@ -117,6 +119,8 @@ def write_data(
 
     def work(job: FloatJob | QuantizedJob, start: int, stop: int) -> tuple[str, int]:
         values = job.tensor.rows(start, stop)
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            raise SourceError("the weight is not finite (NaN or infinity)", where=job.name, fix="get the model again")
         if isinstance(job, FloatJob):
             _put(files.get(), job.place, start, job.tensor.shape[0], values)
         else:

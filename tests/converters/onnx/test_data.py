@@ -16,6 +16,7 @@ from onnx import TensorProto, helper
 from edgellm.converters.onnx.data import ALIGNMENT, DataLayout, pack_codes, write_data
 from edgellm.converters.quantizers import rtn
 from edgellm.converters.weights import InMemory
+from edgellm.errors import SourceError
 from edgellm.scheme import QTensor, Scheme
 
 
@@ -130,3 +131,17 @@ def test_an_error_in_a_worker_is_raised(tmp_path: Path) -> None:
 
     with pytest.raises(ZeroDivisionError):
         write_data(tmp_path / "d", layout, fails, slice_bytes=512, workers=2, on_bytes=lambda name, count: None)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("scheme", [None, Scheme(4, 32)])
+def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, value: float, scheme: Scheme | None) -> None:
+    weight = np.ones((50, 64), np.float32)
+    weight[33, 7] = value
+    layout = DataLayout()
+    if scheme is None:
+        layout.add_float("layers.0.up.weight", InMemory(weight))
+    else:
+        layout.add_quantized("layers.0.up.weight", InMemory(weight), scheme)
+    with pytest.raises(SourceError, match=r"layers\.0\.up\.weight: the weight is not finite"):
+        write_data(tmp_path / "d", layout, rtn.quantize, slice_bytes=512, workers=2, on_bytes=lambda name, count: None)
