@@ -15,11 +15,12 @@ ROOT = Path("/")
 UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2**63
 
 
-def available_bytes(root: Path = ROOT) -> int | None:
+def available_bytes(root: Path | None = None) -> int | None:
     """Bytes that this process can still use: the machine's MemAvailable, or what its control groups leave if that is less.
 
     Linux only: None (unknown) on systems without /proc/meminfo.
     """
+    root = ROOT if root is None else root
     values = [*_machine(root), *(max(0, value) for value in _groups(root))]
     return min(values, default=None)
 

@@ -73,7 +73,8 @@ def _options(onnxruntime: Any, threads: int) -> Any:
     options.log_severity_level = SILENT
     # a memory pattern is kept for every shape of the inputs ever seen, and the mask has a new one at every step
     options.enable_mem_pattern = False
-    options.add_session_config_entry("session.prepack.enable_parallel", "1")
+    # parallel prepacking would load a 0.5B model in 0.6 s instead of 0.8, at 870 MB peak RSS instead of 700
+    options.add_session_config_entry("session.prepack.enable_parallel", "0")
     options.add_session_config_entry("session.intra_op.allow_spinning", "1" if threads > 1 else "0")
     return options
 
