@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 
 HUB_ID = HuggingFaceTB/SmolLM2-135M-Instruct
 BUNDLE = demo/smollm2-int4
-QUESTION = Why is the sky blue? Answer in three sentences.
+QUESTION = What is the capital of France, and what is it known for?
 
 .PHONY: demo test fast check models bench clean
 .DELETE_ON_ERROR:
