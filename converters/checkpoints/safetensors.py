@@ -229,7 +229,9 @@ class SafetensorsFile:
         if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
             raise self._damaged(f"tensor {name[:80]!r} has impossible offsets")
         if math.prod(shape) * BITS[dtype] != 8 * (offsets[1] - offsets[0]):
-            raise self._damaged(f"tensor {name[:80]!r} has {offsets[1] - offsets[0]} bytes, which do not fit {dtype} {shape}")
+            raise self._damaged(
+                f"tensor {name[:80]!r} has {offsets[1] - offsets[0]} bytes, which do not fit {dtype} {str(shape)[:60]}"
+            )
         return TensorInfo(dtype, tuple(shape), start + offsets[0], start + offsets[1])
 
     def _damaged(self, what: str) -> SourceError:
