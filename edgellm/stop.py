@@ -28,10 +28,11 @@ class StopStrings:
         if self.found:
             return ""
         text = self._held + text
-        ends = [position for stop in self._stops if (position := text.find(stop)) >= 0]
-        if ends:
+        # the one that is complete first, so that it makes no difference in what pieces the text comes
+        there = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        if there:
             self.found, self._held = True, ""
-            return text[: min(ends)]
+            return text[: min(there)[1]]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]
