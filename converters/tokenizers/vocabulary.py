@@ -60,8 +60,8 @@ def vocabulary(metadata: Mapping[str, object]) -> Vocabulary:
         )
     # An empty text cannot be told from another one: llama.cpp names it by its id, and so do we.
     tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(tokens)]
-    types = numbers(metadata, "tokenizer.ggml.token_type", len(tokens))
-    kinds = [TokenType.NORMAL] * len(tokens) if types is None else types.astype(np.int64).tolist()
+    types = numbers(metadata, "tokenizer.ggml.token_type", len(tokens), kinds="iu")
+    kinds = [TokenType.NORMAL] * len(tokens) if types is None else types.tolist()
     ids = {token: index for index, token in enumerate(tokens)}
     if len(ids) != len(tokens):
         twice = next(token for index, token in enumerate(tokens) if ids[token] != index)
@@ -81,8 +81,8 @@ def strings(metadata: Mapping[str, object], key: str) -> list[str]:
     return list(value)
 
 
-def numbers(metadata: Mapping[str, object], key: str, length: int) -> np.ndarray | None:
-    """A 1-D array of at least `length` numbers, cut to it; None if the key is missing; SourceError for anything else."""
+def numbers(metadata: Mapping[str, object], key: str, length: int, *, kinds: str = "iuf") -> np.ndarray | None:
+    """A 1-D array of `length` numbers of these numpy kinds, None if the key is missing; SourceError for anything else."""
     value = metadata.get(key)
     if value is None:
         return None
@@ -90,7 +90,7 @@ def numbers(metadata: Mapping[str, object], key: str, length: int) -> np.ndarray
         array = np.asarray(value)
     except ValueError:
         array = np.empty(0, dtype=object)
-    if array.ndim != 1 or array.dtype.kind not in "iuf":
+    if array.ndim != 1 or array.dtype.kind not in kinds:
         raise SourceError("is not a list of numbers", where=key, fix=_FIX)
     if len(array) < length:
         raise SourceError(f"has {len(array)} entries for {length} tokens", where=key, fix=_FIX)

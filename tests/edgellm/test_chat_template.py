@@ -25,7 +25,7 @@ WEATHER = {
     "type": "function",
     "function": {
         "name": "weather",
-        "description": "Weather of a città, <now> & \"then\"",
+        "description": 'Weather of a città, <now> & "then"',
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
     },
 }
@@ -121,13 +121,16 @@ def test_equal_to_transformers_for_real_templates(name: str, models: Callable[[s
         "{% for m in messages %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.content }}{% endfor %}",
         "{% macro show(m, n=2) %}{{ m.role * n }}{{ caller() }}{% endmacro %}{% call show(messages[0]) %}!{% endcall %}",
         "{{ messages|map(attribute='role')|join(', ') }}{{ messages|map('string')|list|length }}",
-        "{{ {'b': 1, 'a': [1, 2.5, true, none, 'é<']}|tojson }}{{ [{'a': 1}]|tojson(indent=2) }}{{ {'b': 1, 'a': 2}|tojson(sort_keys=true) }}",
-        "{{ {'b': 1, 'a': 2}|dictsort }}{{ dict(a=1) }}{{ namespace(x=3).x }}{{ range(3)|list }}{{ 'a' in 'abc' }}{{ 7 // 2 ** 2 % 3 }}",
-        "{% set x %}a{{ messages[0].role }}{% endset %}{{ x|upper|replace('A', 'bb')|indent(3, true) }}{{ '%s-%d' % ('a', 3) }}{{ '{:>4}'.format(7) }}",
-        "{{ 'a,b,,c'.split(',') }}{{ ' x '.strip() }}{{ 'A'.lower().startswith('a') }}{{ 'ab'.center(7) }}{{ '-'.join(['a', 'b']) }}{{ 'aXbX'.replace('X', '--') }}",
+        "{{ {'b': 1, 'a': [1, 2.5, true, none, 'é<']}|tojson }}{{ [{'a': 1}]|tojson(indent=2) }}",
+        "{{ {'b': 1, 'a': 2}|tojson(sort_keys=true) }}{{ {'b': 1, 'a': 2}|dictsort }}{{ dict(a=1) }}{{ namespace(x=3).x }}",
+        "{{ range(3)|list }}{{ 'a' in 'abc' }}{{ 7 // 2 ** 2 % 3 }}{{ '%s-%d' % ('a', 3) }}{{ '{:>4}'.format(7) }}",
+        "{% set x %}a{{ messages[0].role }}{% endset %}{{ x|upper|replace('A', 'bb')|indent(3, true) }}",
+        "{{ 'a,b,,c'.split(',') }}{{ ' x '.strip() }}{{ 'A'.lower().startswith('a') }}{{ 'aXbX'.replace('X', '--') }}",
+        "{{ 'ab'.center(7) }}{{ '-'.join(['a', 'b']) }}",
         "{% generation %}{% set inside = 1 %}a{% endgeneration %}{{ inside is defined }}",
-        "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{% set j = joiner(',') %}{{ j() }}{{ j() }}{{ 1 is in [1, 2] }}{{ 3 is divisibleby 2 }}",
-        "{{ 1 if messages is sequence else 2 }}{{ messages[0] is mapping }}{{ messages[0].items()|list }}{{ messages|selectattr('role', 'in', ['user'])|list|length }}",
+        "{% set c = cycler('a', 'b') %}{{ c.next() }}{{ c.next() }}{% set j = joiner(',') %}{{ j() }}{{ j() }}",
+        "{{ 1 is in [1, 2] }}{{ 3 is divisibleby 2 }}{{ 1 if messages is sequence else 2 }}{{ messages[0] is mapping }}",
+        "{{ messages[0].items()|list }}{{ messages|selectattr('role', 'in', ['user'])|list|length }}",
     ],
 )
 def test_equal_to_transformers_for_what_jinja_can_do(source: str, tmp_path: Path) -> None:
@@ -175,7 +178,7 @@ HOSTILE = {
     "large number by squares": "{% set ns = namespace(n=3) %}{% for i in range(99) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
     "bytes": "{{ (1).to_bytes(10**9, 'big') }}",
     "range": "{% for i in range(10**9) %}x{% endfor %}",
-    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% for k in range(99999) %}{% endfor %}{% endfor %}{% endfor %}",
+    "loops": "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3,
     "loop that skips": "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
     "loop that looks up": "{% set l = range(99999)|list %}{% for i in range(99999) %}{{ -1 in l }}{% endfor %}",
     "loop that tests": "{% set l = range(99999)|list %}{% for i in range(99999) %}{{ -1 is in l }}{% endfor %}",
@@ -255,7 +258,7 @@ def test_the_budget_is_each_renderings_own() -> None:
     for thread in threads:
         thread.join()
     for _ in range(10):
-        texts.append(template.render([USER]))
+        texts += [template.render([USER])]
     assert texts == ["H" * 90000] * 13
 
 
