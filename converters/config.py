@@ -70,7 +70,9 @@ class Config:
     """
 
     def __init__(self, values: Mapping[str, Any], where: str, naming: Naming = "hf", architecture: str = "") -> None:
-        self._values, self.where, self.naming, self.architecture = values, where, naming, architecture
+        self._values, self.where = values, where
+        self.naming: Naming = naming
+        self.architecture = architecture
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Config:

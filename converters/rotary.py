@@ -35,7 +35,6 @@ def rotary(rope: Config, head_dim: int, max_context: int, trained_context: int) 
     try:
         with np.errstate(all="ignore"):
             frequencies, factor = _scaled(rope, base, dims, max_context, trained_context)
-            frequencies = frequencies.astype(np.float32)
     except (ZeroDivisionError, ValueError, OverflowError) as error:
         raise rope.error(f"the rotary parameters are impossible ({error})") from error
     if not (np.all(np.isfinite(frequencies)) and np.all(frequencies >= 0) and math.isfinite(factor)):
@@ -81,7 +80,7 @@ def _llama3(rope: Config, plain: Frequencies, trained_context: int) -> Frequenci
     original = np.float32(rope.integer("original_max_position_embeddings", trained_context))
     turns = original * plain / np.float32(2 * math.pi)  # how often a channel turns over the original context
     blend = np.clip((turns - low) / (high - low), 0, 1)
-    blended: Frequencies = (1 - blend) * plain / factor + blend * plain
+    blended: Frequencies = np.asarray((1 - blend) * plain / factor + blend * plain, dtype=np.float32)
     return blended
 
 
@@ -99,7 +98,7 @@ def _yarn(rope: Config, plain: Frequencies, base: float, dims: int, trained_cont
     low, high = max(low, 0), min(high, dims - 1)
     high = high + 0.001 if low == high else high
     ramp: Frequencies = np.clip((np.arange(dims // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
-    frequencies: Frequencies = plain / np.float32(factor) * ramp + plain * (1 - ramp)
+    frequencies = (plain / np.float32(factor) * ramp + plain * (1 - ramp)).astype(np.float32)
 
     def temperature(mscale: float) -> float:
         return 1.0 if factor <= 1 else 0.1 * mscale * math.log(factor) + 1.0

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import zlib
 from collections.abc import Mapping
+from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -224,3 +225,9 @@ class MemoryCheckpoint:
 
     def close(self) -> None:
         pass
+
+    def __enter__(self) -> MemoryCheckpoint:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

@@ -188,6 +188,16 @@ def test_a_per_layer_array_of_one_value_is_that_value() -> None:
     assert spec.intermediate_size == 16
 
 
+def test_no_scaling_and_a_window_pattern_are_understood() -> None:
+    none = {"rope.scaling.type": "none", "rope.scaling.factor": 4.0, "rope.freq_base": 500.0}
+    rotary = describe(gguf_llama(**none))[0].attention(0).rotary
+    assert rotary is not None
+    assert rotary.frequencies == pytest.approx([1.0, 500**-0.5])
+    pattern = {"gemma3.attention.sliding_window_pattern": np.array([True, False, True])}
+    values = Config.of(MemoryCheckpoint({"general.architecture": "gemma3", **pattern}, {}, naming="gguf"))
+    assert values.strings("layer_types") == ("sliding_attention", "full_attention", "sliding_attention")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -167,7 +167,7 @@ def test_a_sparse_multimodal_gemma_config_takes_transformers_defaults() -> None:
     assert (ours.vocab_size, kind.heads, kind.kv_heads) == (theirs.vocab_size, 8, 4)
     assert kind.head_dim == theirs.head_dim
     assert ours.max_context == theirs.max_position_embeddings
-    assert [name == "local" for name in ours.layers] == [name == "sliding_attention" for name in theirs.layer_types]
+    assert [name == "local" for name in ours.layers] == [name == "sliding_attention" for name in theirs.layer_types or []]
     assert kind.rotary is not None
     assert kind.rotary.frequencies[0] == 1 / 8
     local = ours.kinds["local"].rotary

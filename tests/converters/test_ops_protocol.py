@@ -101,14 +101,17 @@ def torch_block(state: Mapping[str, Array], name: str, x: Array, memory: Array, 
     source = memory if cross else h
     q, k, v = h @ state[f"{name}.q"].T, source @ state[f"{name}.k"].T, source @ state[f"{name}.v"].T
     allowed = torch.ones(x.shape[1], x.shape[1], dtype=torch.bool).tril() if causal else None
-    return x + torch_attention(q, k, v, allowed, 0.3) @ state[f"{name}.o"].T
+    mixed = torch_attention(q, k, v, allowed, 0.3)
+    return np.add(x, mixed @ state[f"{name}.o"].T, dtype=np.float32)
 
 
 def test_an_encoder_decoder_with_full_and_cross_attention() -> None:
     state: dict[str, Array] = {}
     for name in ("encoder", "self", "cross"):
-        state |= {f"{name}.norm": random(WIDTH), f"{name}.q": random(WIDTH, WIDTH) / 6, f"{name}.o": random(WIDTH, WIDTH) / 6}
-        state |= {f"{name}.{part}": random(KV_HEADS * HEAD_DIM, WIDTH) / 6 for part in "kv"}
+        rows = {"q": WIDTH, "k": KV_HEADS * HEAD_DIM, "v": KV_HEADS * HEAD_DIM, "o": WIDTH}
+        state[f"{name}.norm"] = random(WIDTH)
+        for part, count in rows.items():
+            state[f"{name}.{part}"] = random(count, WIDTH) * np.float32(0.16)
     source, target = random(1, 13, WIDTH), random(1, 6, WIDTH)
     memory = torch_block(state, "encoder", source, source, causal=False, cross=False)
     expected = torch_block(state, "self", target, target, causal=True, cross=False)
@@ -120,10 +123,10 @@ def test_an_encoder_decoder_with_full_and_cross_attention() -> None:
     ops = NumpyOps()
     encoded = block(ops, weights, "encoder", source, source, ENCODER, ops.positions(13))
     np.testing.assert_allclose(encoded, memory, rtol=0, atol=1e-5)
-    rows = []
+    steps = []
     for at in range(6):  # the decoder generates token by token: its own keys are cached, the encoder's come each time
         positions = ops.positions(1)
         h = block(ops, weights, "self", target[:, at : at + 1], encoded, SELF, positions)
-        rows.append(block(ops, weights, "cross", h, encoded, CROSS, positions))
+        steps.append(block(ops, weights, "cross", h, encoded, CROSS, positions))
         ops.advance(positions)
-    np.testing.assert_allclose(np.concatenate(rows, axis=1), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate(steps, axis=1), expected, rtol=0, atol=1e-5)

@@ -18,7 +18,7 @@ PROMPT = (
     "The history of computing is longer than the history of the machines that carry it. "
     "In 1936, Alan Turing described a machine which"
 )
-PREDICTED = 64
+PREDICTED = 48
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -34,7 +34,7 @@ def test_logits_agree_with_llama_cpp(name: str, models: Callable[[str], Path]) -
     """llama.cpp rounds activations to 8 bits, so what can be asked is small KL and the same best token."""
     llama_cpp = pytest.importorskip("llama_cpp")
     path = models(name)
-    peer = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, n_threads=2, verbose=False)
+    peer = llama_cpp.Llama(str(path), n_ctx=256, logits_all=True, n_threads=1, n_threads_batch=1, verbose=False)
     ids = peer.tokenize(PROMPT.encode())
     peer.eval(ids)
     for _ in range(PREDICTED):
