@@ -28,7 +28,8 @@ from edgellm.errors import (
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
     from edgellm.conversion import convert
-    from edgellm.llm import LLM, Output, Stream
+    from edgellm.llm import LLM
+    from edgellm.stream import Output, Stream
 
 __all__ = [
     "LLM",
@@ -90,10 +91,14 @@ def __getattr__(name: str) -> Any:
         from edgellm.bundle import Bundle
 
         return Bundle
-    if name in ("LLM", "Output", "Stream"):
-        from edgellm import llm
+    if name == "LLM":
+        from edgellm.llm import LLM
 
-        return getattr(llm, name)
+        return LLM
+    if name in ("Output", "Stream"):
+        from edgellm import stream
+
+        return getattr(stream, name)
     raise AttributeError(f"module 'edgellm' has no attribute '{name}'")
 
 

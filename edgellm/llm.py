@@ -5,61 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from edgellm.bundle import Bundle
 from edgellm.errors import UsageError
-from edgellm.runtimes.generator import FinishReason, Generation, Timings
+from edgellm.runtimes.generator import Generation
 from edgellm.runtimes.sampling import Sampling
 from edgellm.runtimes.session import Runtime, Session
 from edgellm.stop import StopStrings
+from edgellm.stream import Message, Output, Slot, Stream, Turn
 from edgellm.tokenizer import StreamDecoder, Tokenizer
 
 if TYPE_CHECKING:
     from edgellm.chat_template import ChatTemplate
 
-Message = Mapping[str, Any]
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Output:
-    """A finished generation.
-
-    Attributes:
-        text: the new text, without the stop string or stop token that ended it.
-        ids: the new tokens; those of a stop string are among them, a stop token is not.
-        finish_reason: "stop", "length" (max_tokens), "context" (the context is full) or "cancelled".
-        timings: what it took.
-    """
-
-    text: str
-    ids: tuple[int, ...]
-    finish_reason: FinishReason
-    timings: Timings
-
-
-@dataclass
-class _Slot:
-    """A session that outlives a call, and the conversation in it."""
-
-    session: Session
-    ids: list[int]  # tokens in the session's cache
-    messages: list[Message]  # the conversation that they are, with its answer; empty where they are none
-
-
-@dataclass(frozen=True)
-class _Turn:
-    """What a call put into its slot: the prompt, the messages that it was rendered from, what it could not reuse."""
-
-    ids: list[int]
-    messages: list[Message]
-    dropped: int
-    cancel: threading.Event
 
 
 class LLM:
@@ -74,8 +36,8 @@ class LLM:
         self.tokenizer = tokenizer
         self._runtime = runtime
         self._compiled: ChatTemplate | None = None
-        self._lock = threading.Lock()
-        self._idle: _Slot | None = None
+        self._lock = threading.RLock()  # the collector may end an abandoned stream while this thread holds it
+        self._idle: Slot | None = None
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._closed = False
         self._said_unstable = False
@@ -226,7 +188,7 @@ class LLM:
     def cancel(self) -> None:
         """End every generation that is running, from any thread; each finishes with "cancelled" at its next token."""
         with self._lock:
-            for stream in self._streams:
+            for stream in list(self._streams):
                 stream.cancel()
 
     def close(self) -> None:
@@ -303,7 +265,7 @@ class LLM:
                     dropped,
                     dropped + common,
                 )
-            turn = _Turn(ids, messages, dropped, threading.Event())
+            turn = Turn(ids, messages, dropped, threading.Event())
             generation = Generation(
                 slot.session,
                 ids,
@@ -312,7 +274,7 @@ class LLM:
                 stop_ids=self.bundle.text.eos_ids,
                 cancel=turn.cancel,
             )
-            stream = Stream(self, slot, generation, StreamDecoder(self.tokenizer), stops, turn)
+            stream = Stream(slot, generation, StreamDecoder(self.tokenizer), stops, turn, self._give_back)
         except BaseException:
             self._give_back(slot)
             raise
@@ -320,125 +282,19 @@ class LLM:
             self._streams.add(stream)
         return stream
 
-    def _take(self) -> _Slot:
+    def _take(self) -> Slot:
         with self._lock:
             if self._closed:
                 raise UsageError("the model is closed", fix="load it again")
             slot, self._idle = self._idle, None
-        return slot or _Slot(self._runtime.session(), [], [])
+        return slot or Slot(self._runtime.session(), [], [])
 
-    def _give_back(self, slot: _Slot) -> None:
+    def _give_back(self, slot: Slot) -> None:
         """Keep a session for the next call; one is kept, the one used last."""
         with self._lock:
             old, self._idle = (slot, None) if self._closed else (self._idle, slot)
         if old is not None:
             old.session.close()
-
-    def _ended(self, stream: Stream, slot: _Slot) -> None:
-        with self._lock:
-            self._streams.discard(stream)
-        self._give_back(slot)
-
-
-class Stream(Iterator[str]):
-    """Pieces of text as they come; `output` has the whole after the end. Closing it, or letting go of it, ends it early."""
-
-    def __init__(
-        self,
-        llm: LLM,
-        slot: _Slot,
-        generation: Generation,
-        decoder: StreamDecoder,
-        stops: StopStrings,
-        turn: _Turn,
-    ) -> None:
-        self._llm = llm
-        self._slot = slot
-        self._generation = generation
-        self._decoder = decoder
-        self._stops = stops
-        self._turn = turn
-        self._text: list[str] = []
-        self._output: Output | None = None
-        self._open = True
-
-    def __next__(self) -> str:
-        """The next piece: one character or more, never a part of one.
-
-        Raises:
-            EdgeError: the runtime failed; the LLM can be used again.
-        """
-        while self._open:
-            try:
-                token = next(self._generation)
-            except StopIteration:
-                piece = self._stops.push(self._decoder.finish()) + self._stops.finish()
-                self._end(piece, "stop" if self._stops.found else self._generation.finish_reason)
-            except BaseException:
-                self._release()
-                raise
-            else:
-                piece = self._stops.push(self._decoder.push(token))
-                if self._stops.found:
-                    self._end(piece, "stop")
-                else:
-                    self._text.append(piece)
-            if piece:
-                return piece
-        raise StopIteration
-
-    @property
-    def output(self) -> Output:
-        """The finished generation.
-
-        Raises:
-            UsageError: it has not ended, or it failed.
-        """
-        if self._output is None:
-            raise UsageError("the stream has not ended", fix="read it to its end, or close() it")
-        return self._output
-
-    def result(self) -> Output:
-        """Read to the end."""
-        for _ in self:
-            pass
-        return self.output
-
-    def cancel(self) -> None:
-        """End at the next token; from any thread."""
-        self._turn.cancel.set()
-
-    def close(self) -> None:
-        """End here; by the thread that reads. Without effect at the end."""
-        if self._open:
-            self._end("", "cancelled")
-
-    def __enter__(self) -> Stream:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if getattr(self, "_open", False):
-            self._release()
-
-    def _end(self, piece: str, reason: FinishReason | None) -> None:
-        self._text.append(piece)
-        generation, text = self._generation, "".join(self._text)
-        timings = replace(generation.timings, dropped_tokens=self._turn.dropped)
-        self._output = Output(text, tuple(generation.ids), reason or "cancelled", timings)
-        if self._turn.messages:
-            self._slot.messages = [*self._turn.messages, {"role": "assistant", "content": text}]
-        self._release()
-
-    def _release(self) -> None:
-        """Give the session back, with a note of what is in it."""
-        self._open = False
-        self._generation.close()
-        session = self._slot.session
-        self._slot.ids = [*self._turn.ids, *self._generation.ids][: session.length]
-        self._llm._ended(self, self._slot)
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -142,12 +142,16 @@ class Generation(Iterator[int]):
 
     def _run(self) -> Generator[int, None, None]:
         session, sampler, start = self._session, Sampler(self._sampling), time.perf_counter()
-        for begin in range(self._reused, len(self._prompt), PIECE):
-            if self._cancel.is_set():
-                self.finish_reason = "cancelled"
-                return
+        begin = self._reused
+        while not self._cancel.is_set():
             logits = session.prefill(self._prompt[begin : begin + PIECE])
             self._prefill_seconds = time.perf_counter() - start
+            begin += PIECE
+            if begin >= len(self._prompt):
+                break
+        else:
+            self.finish_reason = "cancelled"
+            return
         history = np.empty(len(self._prompt) + min(self._max_tokens, session.max_context), dtype=np.int64)
         history[: len(self._prompt)] = self._prompt
         length = len(self._prompt)

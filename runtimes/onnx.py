@@ -111,7 +111,7 @@ class OnnxRuntime:
     def __init__(self, inference: Any, graph: Graph, *, vocab: int, threads: int, max_context: int) -> None:
         self.threads = threads
         self.max_context = max_context
-        self._inference = inference
+        self._inference: Any = inference
         self._graph = graph
         self._vocab = vocab
 
@@ -134,15 +134,16 @@ class OnnxSession:
     """One KV cache; see `edgellm.runtimes.session.Session`."""
 
     def __init__(self, runtime: OnnxRuntime) -> None:
-        from onnxruntime import OrtValue, RunOptions
+        import onnxruntime
 
+        api: Any = onnxruntime
         self.max_context = runtime.max_context
         self._runtime = runtime
         self._vocab = runtime._vocab
         self._length = 0
         self._capacity = 0
-        self._ort_value = OrtValue.ortvalue_from_numpy
-        self._run_options = RunOptions()
+        self._ort_value = api.OrtValue.ortvalue_from_numpy
+        self._run_options = api.RunOptions()
         self._run_options.log_severity_level = SILENT
         self._kv: list[tuple[str, str, NDArray[Any]]] = []
         for layout in runtime._graph.kv:
@@ -151,8 +152,8 @@ class OnnxSession:
                 for past, present in ((layout.past_key, layout.present_key), (layout.past_value, layout.present_value)):
                     self._kv.append((past.format(layer=layer), present.format(layer=layer), empty))
         # two bindings: a decode step's, where only the mask ever changes, and one for runs of any shape
-        self._step = runtime._inference.io_binding()
-        self._many = runtime._inference.io_binding()
+        self._step: Any = runtime._inference.io_binding()
+        self._many: Any = runtime._inference.io_binding()
         self._token = np.zeros((1, 1), dtype=np.int64)
         self._start = np.array([LAST], dtype=np.int64)
         self._row = np.zeros((1, 1, self._vocab), dtype=np.float32)
@@ -176,10 +177,10 @@ class OnnxSession:
         if len(array) == 1:
             return self.decode(int(array[0]))
         with _Undo(self):
-            for begin in range(0, len(array), CHUNK):
-                last = begin + CHUNK >= len(array)
-                logits = self._append(array[begin : begin + CHUNK], LAST if last else NONE)
-        self._last[:] = logits[0]
+            last = (len(array) - 1) // CHUNK * CHUNK
+            for begin in range(0, last, CHUNK):
+                self._append(array[begin : begin + CHUNK], NONE)
+            self._last[:] = self._append(array[last:], LAST)[0]
         return self._last
 
     def decode(self, token: int) -> Logits:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 if TYPE_CHECKING:
-    from edgellm.llm import LLM, Stream
+    from edgellm.llm import LLM
+    from edgellm.stream import Stream
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

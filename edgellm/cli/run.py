@@ -13,7 +13,8 @@ from edgellm.cli._answer import Ask, ask_options, interruptible
 from edgellm.cli._options import to_json
 
 if TYPE_CHECKING:
-    from edgellm.llm import LLM, Output, Stream
+    from edgellm.llm import LLM
+    from edgellm.stream import Output, Stream
 
 
 @click.command(short_help="Answer one prompt.")
