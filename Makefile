@@ -38,7 +38,13 @@ check: $(VENV)/.tested
 models: $(VENV)/.installed
 	$(BIN)/python -m edgellm.benchmarks.models smollm2 qwen2.5 gemma3
 
-bench: demo models
+# Each real model at INT4, measured on this machine.
+bench: models
+	for name in smollm2 qwen2.5 gemma3; do \
+		test -d demo/$$name-int4 || \
+			$(BIN)/edgellm convert "$$($(BIN)/python -m edgellm.benchmarks.models --source $$name)" -o demo/$$name-int4 || exit 1; \
+		$(BIN)/edgellm bench demo/$$name-int4 --json demo/$$name-int4.json || exit 1; \
+	done
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info

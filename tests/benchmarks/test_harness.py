@@ -3,11 +3,16 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import statistics
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import edgellm
+from edgellm.benchmarks import harness
 from edgellm.benchmarks.harness import Report, Series, Settings, measure
 from edgellm.errors import UsageError
 from tests import tiny_folder
@@ -62,8 +67,47 @@ def test_what_the_context_has_no_room_for_is_left_out_and_said(bundle: Path) -> 
         measure(bundle, Settings(prompts=(64,)))
 
 
-def test_the_first_run_of_a_case_does_not_count(bundle: Path) -> None:
-    assert [len(series.values) for series in measure(bundle, Settings((8,), decode=2, trials=1)).series] == [1, 1, 1, 1]
+class Clockwork:
+    """A runtime and its session whose times are known: the very first call of all is slow, as on a cold machine."""
+
+    name, threads, max_context = "clockwork", 1, 1000
+    COLD, PREFILL, STEP = 0.3, 0.02, 0.004
+
+    def __init__(self) -> None:
+        self.length = 0
+        self.cold = True
+
+    def session(self) -> Clockwork:
+        return self
+
+    def prefill(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        time.sleep(self.COLD if self.cold else self.PREFILL)
+        self.cold, self.length = False, self.length + len(ids)
+        return np.zeros(4, np.float32)
+
+    def decode(self, token: int) -> NDArray[np.float32]:
+        time.sleep(self.STEP)
+        self.length += 1
+        return np.zeros(4, np.float32)
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        raise NotImplementedError
+
+    def rewind(self, length: int) -> None:
+        self.length = length
+
+    def close(self) -> None:
+        self.length = 0
+
+
+def test_rates_are_tokens_per_second_and_the_cold_run_does_not_count() -> None:
+    """Sleeping takes at least as long as asked, so a rate has a ceiling; the floor is far below for a busy machine."""
+    prefill = harness._prefill(Clockwork(), [1] * 100, 3)
+    assert (prefill.name, prefill.unit, len(prefill.values)) == ("prefill 100", "tok/s", 3)
+    assert all(100 / Clockwork.COLD < rate <= 100 / Clockwork.PREFILL for rate in prefill.values)
+    decode = harness._decode(Clockwork(), [1] * 100, 5, 3)
+    assert (decode.name, decode.unit, len(decode.values)) == ("decode 5 after 100", "tok/s", 3)
+    assert all(0.1 / Clockwork.STEP < rate <= 1 / Clockwork.STEP for rate in decode.values)
 
 
 @pytest.mark.parametrize("change", [{"runtime": "abacus"}, {"threads": 0}])
