@@ -145,7 +145,7 @@ class _Handler(BaseHTTPRequestHandler):
         if content is None:
             return self._error(404, "EntryNotFound", headers)
         if name.endswith(LARGE):
-            port = self.server.server_address[1]
+            port = self.state.endpoint.rsplit(":", 1)[1]
             headers |= {
                 "X-Linked-Etag": f'"{digest(content)}"',
                 "X-Linked-Size": str(len(content)),

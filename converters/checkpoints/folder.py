@@ -216,8 +216,10 @@ def _declared_license(readme: bytes) -> str | None:
     front = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", readme.decode("utf-8", "replace").replace("\r\n", "\n"), re.DOTALL)
     if front is None:
         return None
-    fields = dict(re.findall(r"^(license|license_name):[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([^\"'\n#]+)", front[1], re.MULTILINE))
-    declared = {key: value.strip() for key, value in fields.items() if value.strip()}
+    found: list[tuple[str, str]] = re.findall(
+        r"^(license|license_name):[ \t]*(?:\n[ \t]*-[ \t]*)?[\"']?([^\"'\n#]+)", front[1], re.MULTILINE
+    )
+    declared = {key: value.strip() for key, value in found if value.strip()}
     if declared.get("license") == "other":
         return declared.get("license_name", "other")
     return declared.get("license")

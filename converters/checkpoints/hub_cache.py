@@ -271,7 +271,7 @@ def _sha256(path: Path) -> str:
 def _unreachable(hub: ModuleType, error: Exception) -> bool:
     """Whether the network or the hub is down, and not that the hub said no."""
     if isinstance(error, hub.errors.HfHubHTTPError):
-        status = getattr(error.response, "status_code", 0)
+        status = getattr(getattr(error, "response", None), "status_code", 0)
         return status >= 500 or status in (408, 429)
     # HTTPError is the root of the HTTP library, whose name has changed with huggingface_hub's versions
     transport = next(kind for kind in hub.errors.HfHubHTTPError.__mro__ if kind.__name__ == "HTTPError")

@@ -187,14 +187,15 @@ class _LowRank(LazyTensor):
 
     def rows(self, start: int, stop: int) -> Array:
         if self._embedding:
-            delta: Array = self._a.array()[:, start:stop].T @ self._b.array().T
+            left, right = self._a.array()[:, start:stop].T, self._b.array().T
         else:
-            delta = self._b.rows(start, stop) @ self._a.array()
+            left, right = self._b.rows(start, stop), self._a.array()
+        delta: Array = np.matmul(left, right)
         delta *= self._scale
         delta += self._base.rows(start, stop)
         if self._magnitude is not None:
-            factor = self._magnitude.array().reshape(-1)[start:stop] / np.linalg.norm(delta, axis=1)
-            delta *= factor[:, None]
+            norms: Array = np.linalg.norm(delta, axis=1).astype(np.float32)
+            delta *= (self._magnitude.array().reshape(-1)[start:stop] / norms)[:, None]
         return delta
 
 
@@ -206,8 +207,10 @@ class _Sum(LazyTensor):
         self._base, self._delta, self._scale = base, delta, np.float32(scale)
 
     def rows(self, start: int, stop: int) -> Array:
-        values: Array = self._base.rows(start, stop) + self._scale * self._delta.rows(start, stop)
-        return values
+        delta = self._delta.rows(start, stop)
+        delta *= self._scale
+        delta += self._base.rows(start, stop)
+        return delta
 
 
 def _folder(adapter: str | os.PathLike[str]) -> Path:

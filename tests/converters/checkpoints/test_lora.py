@@ -51,7 +51,7 @@ def train(base: Path, folder: Path, **options: Any) -> Path:
         for parameter in adapted.parameters():
             if parameter.requires_grad:
                 torch.nn.init.normal_(parameter, std=0.3)
-        adapted.save_pretrained(folder)
+        adapted.save_pretrained(str(folder))
     return folder
 
 

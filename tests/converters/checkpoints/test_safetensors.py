@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
+from tokenizers import models as kinds
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from edgellm.converters import architectures
 from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.checkpoints.safetensors import SafetensorsFile
 from edgellm.errors import SourceError
+from tests import reexport
 
 UNKNOWN = "<unk>"
 VOCAB = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5, "Ġ": 6, "c": 7, "<|end|>": 8}
@@ -24,7 +28,7 @@ VOCAB = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5, "Ġ": 6, "c":
 
 def save_tokenizer(folder: Path, *, bos: bool = False, **settings: Any) -> Tokenizer:
     """A small byte-level tokenizer.json with its tokenizer_config.json."""
-    tokenizer = Tokenizer(models.BPE(vocab=VOCAB, merges=[("a", "b")], unk_token=UNKNOWN))
+    tokenizer = Tokenizer(kinds.BPE(vocab=VOCAB, merges=[("a", "b")], unk_token=UNKNOWN))
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -51,7 +55,9 @@ def make_folder(path: Path, dtype: torch.dtype = torch.float32, shard: str = "5G
     config = LlamaConfig(
         vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
     )
-    LlamaForCausalLM(config).to(dtype).save_pretrained(path, max_shard_size=shard)
+    model = LlamaForCausalLM(config)
+    torch.nn.Module.to(model, dtype)
+    model.save_pretrained(path, max_shard_size=shard)
     save_tokenizer(path)
     return path
 
@@ -362,3 +368,25 @@ def test_licence_files_are_carried_and_recognized(folder: Path, tmp_path: Path) 
     with open_checkpoint(folder) as checkpoint:
         assert checkpoint.licenses() == {"LICENSE.txt": text.encode(), "Notice": b"\xff notice"}
         assert checkpoint.provenance.license == "apache-2.0"
+
+
+# Real weights ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2", "qwen2.5"])
+def test_a_real_model_again_as_bfloat16_shards(models: Callable[[str], Path], tmp_path: Path, name: str) -> None:
+    names = reexport.write(models(name), tmp_path / "folder")
+    with open_checkpoint(models(name)) as gguf, open_checkpoint(tmp_path / "folder") as folder:
+        spec, original = architectures.describe(gguf)
+        again, read = architectures.describe(folder)
+        assert again == spec
+        assert folder.names() == set(names.values())
+        for tensor in names:
+            rounded = torch.from_numpy(original(tensor).array()).to(torch.bfloat16).to(torch.float32).numpy()
+            np.testing.assert_array_equal(read(tensor).array(), rounded, err_msg=tensor)
+        ours, theirs = folder.text(), gguf.text()
+        assert (ours.eos_ids, ours.chat_template, ours.generation) == (theirs.eos_ids, theirs.chat_template, theirs.generation)
+        before, after = (Tokenizer.from_str(text.tokenizer.decode()) for text in (theirs, ours))
+        for sample in ("Hello, world!", "naïve 東京 🙂\n\n  x", "<|im_start|>user\nHi<|im_end|>"):
+            assert after.encode(sample).ids == before.encode(sample).ids
