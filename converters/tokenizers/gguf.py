@@ -74,15 +74,15 @@ def text(metadata: Mapping[str, object]) -> Text:
     if kind == "gpt2":
         policy = _policy(metadata, words, add_bos=byte_bpe.pre_tokenizer_of(metadata).adds_bos)
         tokenizer = byte_bpe.build(metadata, words)
+        loader = "PreTrainedTokenizerFast"
     elif kind == "llama":
         words = sentencepiece.restore_spaces(words)
         policy = _policy(metadata, words, add_bos=True, bos=1, eos=2, unknown=0)
-        tokenizer = sentencepiece.build(
-            metadata,
-            words,
-            space_prefix=_flag(metadata, "tokenizer.ggml.add_space_prefix", True),
-            unknown=None if policy.unknown is None else words.tokens[policy.unknown],
-        )
+        space_prefix = _flag(metadata, "tokenizer.ggml.add_space_prefix", True)
+        unknown = None if policy.unknown is None else words.tokens[policy.unknown]
+        tokenizer = sentencepiece.build(metadata, words, space_prefix=space_prefix, unknown=unknown)
+        gemma = str(metadata.get("general.architecture")).startswith("gemma")
+        loader = "GemmaTokenizer" if gemma else "LlamaTokenizer" if space_prefix else "PreTrainedTokenizerFast"
     else:
         raise SourceError(
             f"tokenizer kind {kind!r} is not supported",
@@ -93,7 +93,7 @@ def text(metadata: Mapping[str, object]) -> Text:
     _add_edges(tokenizer, words, policy)
     return Text(
         tokenizer=tokenizer.to_str().encode(),
-        tokenizer_config=_config(words, policy),
+        tokenizer_config=_config(words, policy, loader),
         chat_template=_chat_template(metadata),
         bos_id=policy.bos,
         eos_ids=_ends(metadata, words, policy),
@@ -172,10 +172,16 @@ def _ends(metadata: Mapping[str, object], words: Vocabulary, policy: _Policy) ->
     return tuple(dict.fromkeys([*(index for index in named if index is not None), *marked]))
 
 
-def _config(words: Vocabulary, policy: _Policy) -> dict[str, Any]:
+def _config(words: Vocabulary, policy: _Policy, loader: str) -> dict[str, Any]:
+    """What transformers and onnxruntime-genai read beside tokenizer.json.
+
+    The latter takes some of the rules from the name of the class (`loader`) alone. "legacy" tells the former that a space is
+    put before every stretch of text, not before the first only.
+    """
     roles = {"bos_token": policy.bos, "eos_token": policy.eos, "unk_token": policy.unknown, "pad_token": policy.pad}
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": loader,
+        **({"legacy": True} if loader == "LlamaTokenizer" else {}),
         **{role: words.tokens[index] for role, index in roles.items() if index is not None},
         "add_bos_token": policy.add_bos,
         "add_eos_token": policy.add_eos,

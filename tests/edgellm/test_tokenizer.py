@@ -15,10 +15,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers.models import BPE, WordPiece
 from tokenizers.processors import TemplateProcessing
 
-from edgellm.bundle import Bundle, Provenance, TextPolicy, write_manifest
+from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, UsageError
-from edgellm.scheme import Recipe
-from edgellm.spec import AttentionSpec, ModelSpec
 from edgellm.tokenizer import StreamDecoder, Tokenizer
 
 SAMPLES: list[str] = json.loads((Path(__file__).parents[1] / "data" / "text_samples.json").read_text(encoding="utf-8"))
@@ -233,31 +231,11 @@ def test_a_damaged_file_is_one_clear_line(content: str, tmp_path: Path) -> None:
         Tokenizer.from_file(path)
 
 
-def test_opened_from_a_bundle(tmp_path: Path) -> None:
-    sentencepiece_backend(prefix=True).save(str(tmp_path / "tokenizer.json"))
-    spec = ModelSpec(
-        architecture="llama",
-        vocab_size=300,
-        hidden_size=8,
-        intermediate_size=8,
-        kinds={"full": AttentionSpec(heads=1, kv_heads=1, head_dim=8, scale=1.0)},
-        layers=("full",),
-        norm_eps=1e-5,
-        activation="silu",
-        max_context=16,
-    )
-    write_manifest(
-        tmp_path,
-        spec=spec,
-        recipe=Recipe(name="fp32", method="none"),
-        provenance=Provenance(source="test"),
-        text=TextPolicy(tokenizer="tokenizer.json", chat_template=None, bos_id=1, eos_ids=(2,), pad_id=None),
-        generation={},
-        graphs={},
-        producer="test",
-    )
-    tokenizer = Tokenizer.open(Bundle.open(tmp_path))
-    assert tokenizer.encode("the") == BACKENDS["llama 2"].encode("the").ids
+def test_opened_from_a_bundle(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    backend = Backend.from_file(str(tiny_bundle / bundle.text.tokenizer))
+    for sample in SAMPLES:
+        assert Tokenizer.open(bundle).encode(sample) == backend.encode(sample).ids
 
 
 @pytest.mark.parametrize(
