@@ -25,7 +25,7 @@ def build(cls: type[D], value: object, where: str = "") -> D:
     """
     if not isinstance(value, Mapping):
         raise ValueError(f"'{where}' is not an object")
-    hints = _hints(cls)
+    hints = _hints(cast(Any, cls))
     fields = {field.name: field for field in dataclasses.fields(cast(Any, cls))}
     unknown = [key for key in value if key not in fields]
     if unknown:
