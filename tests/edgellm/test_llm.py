@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
 import edgellm
+import edgellm.bundle
 from edgellm.errors import UsageError
 from edgellm.llm import LLM
 
@@ -124,10 +126,13 @@ def test_a_cut_off_without_a_temperature_samples(llm: LLM) -> None:
 
 
 def test_a_seed_gives_the_same_text_whatever_came_before(llm: LLM) -> None:
-    first = llm.generate(PROMPT, max_tokens=40, temperature=1, seed=5).text
+    first = llm.generate(PROMPT, max_tokens=40, temperature=1, seed=5)
     llm.chat([HELLO], max_tokens=5)
-    assert llm.generate(PROMPT, max_tokens=40, temperature=1, seed=5).text == first
-    assert llm.generate(PROMPT, max_tokens=40, temperature=1, seed=6).text != first
+    assert llm.generate(PROMPT, max_tokens=40, temperature=1, seed=5).text == first.text
+    again = llm.generate(PROMPT, max_tokens=40, temperature=1, seed=5)
+    assert again.text == first.text
+    assert again.timings.reused_tokens == 0, "what is in the cache rounds differently, so it is not used"
+    assert llm.generate(PROMPT, max_tokens=40, temperature=1, seed=6).text != first.text
 
 
 def test_a_full_context(tiny_bundle: Path) -> None:
@@ -152,6 +157,23 @@ def test_chat_is_the_rendered_prompt(llm: LLM, tiny_source: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_source)
     text = tokenizer.apply_chat_template([HELLO], add_generation_prompt=True, tokenize=False)
     assert list(llm.chat([HELLO], max_tokens=12).ids) == expected(tiny_source, text, 12)
+
+
+def test_the_beginning_of_text_is_added_to_prompts_and_not_to_chats(llm: LLM, changed: Callable[..., Path]) -> None:
+    """Chat templates write it themselves; added once more it would be doubled."""
+    folder = changed()
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<|start|> $A", special_tokens=[("<|start|>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    manifest = json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
+    file = folder / "tokenizer.json"
+    manifest["files"][file.name] = {"size": file.stat().st_size, "sha256": edgellm.bundle.sha256_file(file)}
+    (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with edgellm.load(folder) as other:
+        assert other.generate("abc", max_tokens=1).timings.prompt_tokens == 4
+        assert other.chat([HELLO], max_tokens=1).timings.prompt_tokens == llm.chat([HELLO], max_tokens=1).timings.prompt_tokens
 
 
 def test_a_second_turn_computes_only_what_is_new(tiny_bundle: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -69,6 +69,20 @@ def test_prefill_at_the_edges(session: Session, reference: Any, length: int) -> 
     near(session.decode(IDS[length]), reference[length])
 
 
+def test_only_the_last_run_of_a_prefill_computes_logits(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
+    selected = []
+    append = session._append  # type: ignore[attr-defined]
+
+    def spy(*arguments: Any) -> Any:
+        logits = append(*arguments)
+        selected.append(len(logits))
+        return logits
+
+    monkeypatch.setattr(session, "_append", spy)
+    session.prefill(IDS[: 2 * onnx.CHUNK + 5])
+    assert selected == [0, 0, 1]
+
+
 def test_decode_while_the_cache_grows(session: Session, reference: Any) -> None:
     """Through capacities of 256, 512 and 1024 tokens."""
     session.prefill(IDS[:200])
@@ -146,15 +160,19 @@ def test_a_full_context(tiny_bundle: Path, reference: Any) -> None:
     near(session.decode(IDS[19]), reference[19])
 
 
-def test_a_native_failure_in_the_middle_of_a_prefill(tiny_source: Path, tmp_path: Path, reference: Any) -> None:
+def test_a_native_failure_in_the_middle_of_a_prefill(
+    tiny_source: Path, tmp_path: Path, reference: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
     """The manifest promises a longer context than the graph's rotary table has, so attention fails in the second run."""
     bundle = convert(tiny_source, tmp_path / "bundle", quant="fp32", max_context=onnx.CHUNK + 10)
     edit_manifest(bundle.path, lambda manifest: manifest["spec"].update(max_context=4096))
     session = open_runtime(Bundle.open(bundle.path), threads=1).session()
     session.prefill(IDS[:7])
+    capfd.readouterr()
     with pytest.raises(InferenceError, match="onnxruntime failed") as caught:
         session.prefill(IDS[: onnx.CHUNK + 100])
     assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
     assert session.length == 7
     near(session.prefill(IDS[7:100]), reference[99])
 
