@@ -1,0 +1,65 @@
+"""The whole road on real weights: converted, loaded and run, the models say what llama.cpp says on the same file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import edgellm
+from edgellm.conversion import convert
+
+llama_cpp = pytest.importorskip("llama_cpp")
+pytestmark = pytest.mark.slow
+
+PROMPTS = (
+    "The history of the printing press begins in",
+    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
+    "Water boils at a lower temperature on a mountain because",
+    "Once upon a time, in a village by the sea, there lived",
+    "Here are five tips for writing clear and useful documentation:\n\n1.",
+)
+PREDICTED = 128
+
+
+def teacher_forced(path: Path, prompt: str) -> tuple[list[int], NDArray[np.int64]]:
+    """llama.cpp's greedy continuation of a prompt: all ids, and what it predicts after each of the last PREDICTED."""
+    model = llama_cpp.Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False, logits_all=True)
+    ids = model.tokenize(prompt.encode(), special=False)
+    model.eval(ids)
+    predictions = []
+    for _ in range(PREDICTED):
+        predictions.append(int(np.argmax(model.scores[model.n_tokens - 1])))
+        ids.append(predictions[-1])
+        model.eval(ids[-1:])
+    model.close()
+    return ids[:-1], np.array(predictions)
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "gemma3"])
+def test_eight_bit_agrees_with_llama_cpp(models: Callable[[str], Path], name: str, tmp_path: Path) -> None:
+    bundle = convert(models(name), tmp_path / "out", quant="int8")
+    agreements = []
+    with edgellm.load(bundle.path) as llm:
+        for prompt in PROMPTS:
+            ids, predictions = teacher_forced(models(name), prompt)
+            assert ids[: -PREDICTED + 1] == llm.tokenizer.encode(prompt)
+            session = llm.session()
+            logits = session.logits(ids)[-PREDICTED:]
+            session.close()
+            agreements.append(float(np.mean(logits.argmax(axis=-1) == predictions)))
+    assert np.mean(agreements) >= 0.95, agreements
+
+
+@pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "gemma3"])
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+def test_the_models_know_what_follows(models: Callable[[str], Path], name: str, quant: str, tmp_path: Path) -> None:
+    """Coherent speech, judged without taste: words that only a model which still works finds likely."""
+    bundle = convert(models(name), tmp_path / "out", quant=quant)
+    with edgellm.load(bundle.path) as llm:
+        text = llm.generate("Monday, Tuesday, Wednesday, Thursday,", max_tokens=12, temperature=0).text
+    assert "Friday" in text
+    assert "Saturday" in text
