@@ -247,6 +247,17 @@ def test_special_tokens_that_only_the_config_names_are_found(folder: Path, setti
     assert added(tokenizer) == added(oracle)
 
 
+def test_a_plain_added_token_becomes_special_where_the_config_names_it(folder: Path) -> None:
+    end = "<|end|>"
+    tokenizer = save_tokenizer(folder, eos_token=end)
+    tokenizer.add_tokens([end])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    with open_checkpoint(folder) as checkpoint:
+        ours = Tokenizer.from_str(checkpoint.text().tokenizer.decode())
+    assert tokenizer.decode([5, 8]) != "ab"
+    assert ours.decode([5, 8]) == "ab" == AutoTokenizer.from_pretrained(folder).decode([5, 8], skip_special_tokens=True)
+
+
 def test_truncation_and_padding_of_training_are_left_out(folder: Path) -> None:
     tokenizer = save_tokenizer(folder)
     tokenizer.enable_truncation(4)
