@@ -67,7 +67,8 @@ CONVERSATIONS: dict[str, list[dict[str, Any]]] = {
 def transformers_renderer(source: str, folder: Path) -> Callable[..., str]:
     """transformers' rendering of a template that it has read from a folder."""
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(SPECIAL.values())}, merges=[]))
-    PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL).save_pretrained(folder)
+    make: Any = PreTrainedTokenizerFast
+    make(tokenizer_object=backend, **SPECIAL).save_pretrained(folder)
     (folder / "chat_template.jinja").write_text(source, encoding="utf-8", newline="")
     tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
 

@@ -60,6 +60,12 @@ TOKENIZERS = {name: Tokenizer(backend) for name, backend in BACKENDS.items()}
 KINDS = pytest.mark.parametrize("kind", BACKENDS)
 
 
+def id_of(kind: str, token: str) -> int:
+    found = BACKENDS[kind].token_to_id(token)
+    assert found is not None
+    return found
+
+
 def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     decoder = StreamDecoder(tokenizer)
     return [*map(decoder.push, ids), decoder.finish()]
@@ -78,7 +84,8 @@ def test_text_comes_back(kind: str) -> None:
 def test_a_stream_is_the_whole_decode(kind: str, data: st.DataObject) -> None:
     """For any ids, also those of no token; and where the library finds valid text, it is the library's."""
     tokenizer = TOKENIZERS[kind]
-    ids = data.draw(st.lists(st.integers(-1, tokenizer.vocab_size + 2), max_size=30))
+    words = st.sampled_from([BACKENDS[kind].token_to_id(word) or 0 for word in ("▁▁", "▁the", "▁", "Ġ", "Ġt", "<0xE4>", "ä½")])
+    ids = data.draw(st.lists(st.integers(-1, tokenizer.vocab_size + 2) | words, max_size=30))
     pieces = stream(tokenizer, ids)
     whole = tokenizer.decode(ids)
     assert "".join(pieces) == whole
@@ -132,6 +139,7 @@ def test_only_the_first_space_of_a_text_is_the_tokenizers_own() -> None:
     tokenizer = TOKENIZERS["llama 2"]
     the = WORDS.index("▁the") + 259
     assert stream(tokenizer, [1, the, the, the]) == ["", "the", " the", " the", ""]
+    assert tokenizer.decode([id_of("llama 2", "▁▁"), the]) == "  the"
     assert stream(TOKENIZERS["gemma"], [1, the, the]) == ["", " the", " the", ""]
 
 
@@ -174,8 +182,8 @@ def test_text_of_single_tokens() -> None:
     assert gemma.token_text(3 + 0xF0) == "\ufffd"
     assert gemma.token_bytes(3 + 0xF0) == b"\xf0"
     assert gemma.token_bytes(1) == b""
-    assert byte_level.token_bytes(BACKENDS["byte level"].token_to_id("ðŁ")) == b"\xf0\x9f"
-    assert byte_level.token_text(BACKENDS["byte level"].token_to_id("Ġt")) == " t"
+    assert byte_level.token_bytes(id_of("byte level", "ðŁ")) == b"\xf0\x9f"
+    assert byte_level.token_text(id_of("byte level", "Ġt")) == " t"
     for outside in (-1, byte_level.vocab_size, byte_level.vocab_size - 2):
         with pytest.raises(UsageError):
             byte_level.token_text(outside)
@@ -183,18 +191,18 @@ def test_text_of_single_tokens() -> None:
 
 def test_every_byte_has_its_token() -> None:
     """The byte alphabet is the library's own."""
-    tokenizer, backend = TOKENIZERS["byte level"], BACKENDS["byte level"]
+    tokenizer = TOKENIZERS["byte level"]
     spell = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     for code in [*range(0x800), *range(0x800, 0x110000, 0x1000)]:
         if not 0xD800 <= code < 0xE000:
             [(spelled, _)] = spell.pre_tokenize_str(chr(code))
-            assert b"".join(tokenizer.token_bytes(backend.token_to_id(c)) for c in spelled) == chr(code).encode()
-    every = {tokenizer.token_bytes(backend.token_to_id(c)) for c in pre_tokenizers.ByteLevel.alphabet()}
+            assert b"".join(tokenizer.token_bytes(id_of("byte level", c)) for c in spelled) == chr(code).encode()
+    every = {tokenizer.token_bytes(id_of("byte level", c)) for c in pre_tokenizers.ByteLevel.alphabet()}
     assert every == {bytes([byte]) for byte in range(256)}
 
 
 def test_size_reaches_the_last_id() -> None:
-    assert TOKENIZERS["byte level"].vocab_size == BACKENDS["byte level"].token_to_id("ĊĊ") + 1
+    assert TOKENIZERS["byte level"].vocab_size == id_of("byte level", "ĊĊ") + 1
     assert TOKENIZERS["gemma"].vocab_size == 3 + 256 + len(WORDS) + 1
 
 

@@ -97,7 +97,16 @@ def test_ids_equal_llama_cpp_on_any_text(name: str, real: Callable[[str], Rebuil
     sample = sample.replace("▁", "") if name == "gemma3" else sample
     # Unicode's case folding makes "ſ" a small "s", in the expressions of Qwen's own file but not in llama.cpp's.
     sample = sample.replace("\u017f", "").replace("\u212a", "")
+    # SmolLM2 has no token for some bytes of control characters and rare scripts. Both leave them out, but the `tokenizers`
+    # library does so before merging and llama.cpp after it.
+    sample = "".join(character for character in sample if name != "smollm2" or covered(real(name).tokenizer, character))
     assert real(name).ids(sample) == real(name).peer_ids(as_transformers_reads(name, sample))
+
+
+def covered(tokenizer: Tokenizer, character: str) -> bool:
+    """Whether every byte of a character has a token."""
+    [(spelled, _)] = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str(character)
+    return all(tokenizer.token_to_id(byte) is not None for byte in spelled)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -303,7 +312,8 @@ def sentencepiece_metadata(model: bytes, *, prefix: bool) -> dict[str, Any]:
 def gguf_proto(model: bytes) -> Any:
     from sentencepiece import sentencepiece_model_pb2
 
-    return sentencepiece_model_pb2.ModelProto.FromString(model)
+    proto: Any = sentencepiece_model_pb2
+    return proto.ModelProto.FromString(model)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
