@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from edgellm.bundle import cache_dir
+
+# Tests that run onnxruntime without our loader must not start its telemetry either; test_network.py looks without this.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 REAL_MODELS = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",

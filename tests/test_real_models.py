@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 import edgellm
 from edgellm.conversion import convert
+from tests import reexport
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.slow
@@ -52,6 +53,22 @@ def test_eight_bit_agrees_with_llama_cpp(models: Callable[[str], Path], name: st
             session.close()
             agreements.append(float(np.mean(logits.argmax(axis=-1) == predictions)))
     assert np.mean(agreements) >= 0.95, agreements
+
+
+def test_sharded_bf16_safetensors_give_the_logits_of_the_gguf(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """Two roads to one model; what is left between them is bf16's rounding of the weights, 3 significant digits."""
+    reexport.write(models("smollm2"), tmp_path / "folder")
+    results = []
+    for source, name in ((models("smollm2"), "gguf"), (tmp_path / "folder", "safetensors")):
+        with edgellm.load(convert(source, tmp_path / name, quant="fp32").path) as llm:
+            ids = llm.tokenizer.encode("".join(PROMPTS))
+            session = llm.session()
+            results.append((ids, session.logits(ids)))
+            session.close()
+    (gguf_ids, gguf), (folder_ids, folder) = results
+    assert gguf_ids == folder_ids
+    assert np.mean(gguf.argmax(axis=-1) == folder.argmax(axis=-1)) > 0.97
+    assert np.abs(gguf - folder).mean() < 0.01 * np.abs(gguf).mean()
 
 
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "gemma3"])
