@@ -52,7 +52,7 @@ class Rebuilt(NamedTuple):
     def peer_ends(self) -> set[int]:
         import llama_cpp
 
-        vocab = llama_cpp.llama_model_get_vocab(self.peer._model.model)
+        vocab: Any = llama_cpp.llama_model_get_vocab(self.peer._model.model)
         return {index for index in range(self.peer.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, ctypes.c_int32(index))}
 
 
