@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 PROMPTS = (
     "The history of the printing press begins in",
-    "def fibonacci(n):\n    \"\"\"Return the n-th Fibonacci number.\"\"\"\n",
+    'def fibonacci(n):\n    """Return the n-th Fibonacci number."""\n',
     "Water boils at a lower temperature on a mountain because",
     "Once upon a time, in a village by the sea, there lived",
     "Here are five tips for writing clear and useful documentation:\n\n1.",
