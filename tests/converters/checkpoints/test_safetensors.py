@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.torch
@@ -16,11 +17,11 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as kinds
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from edgellm.benchmarks.peers import hf_folder
 from edgellm.converters import architectures
 from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.checkpoints.safetensors import SafetensorsFile
 from edgellm.errors import SourceError
-from tests import reexport
 
 UNKNOWN = "<unk>"
 VOCAB = {"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3, "b": 4, "ab": 5, "Ġ": 6, "c": 7, "<|end|>": 8}
@@ -387,7 +388,7 @@ def test_licence_files_are_carried_and_recognized(folder: Path, tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5"])
 def test_a_real_model_again_as_bfloat16_shards(models: Callable[[str], Path], tmp_path: Path, name: str) -> None:
-    names = reexport.write(models(name), tmp_path / "folder")
+    names = hf_folder.write(models(name), tmp_path / "folder", dtype=np.dtype(ml_dtypes.bfloat16))
     with open_checkpoint(models(name)) as gguf, open_checkpoint(tmp_path / "folder") as folder:
         spec, original = architectures.describe(gguf)
         again, read = architectures.describe(folder)

@@ -1,0 +1,133 @@
+"""What a peer provides, and how peers are found.
+
+A peer is a module of this folder with
+
+    PACKAGES: tuple[str, ...]        distributions whose versions belong to the figures; the first has to be installed
+    INSTALL: str                     how to get it, in one line
+    VARIANTS: dict[str, int]         variant to bits of its linear weights
+    prepare(variant: str, source: Path, folder: Path) -> Path
+    open_engine(path: Path, *, threads: int, context: int) -> Engine
+
+`prepare` makes the peer's own file of the model beside others in `folder`, or finds the one it made before;
+`open_engine` is what loads it, through the API of the peer that costs the least per step.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import pkgutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.errors import RuntimeUnavailable, UsageError
+
+Logits = NDArray[np.float32]
+OURS = "edgellm_onnx"
+
+
+class Engine(Protocol):
+    """A loaded model and one sequence. Logits belong to the caller until the next call."""
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        ...
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """Append tokens, computing logits [vocab] for the last one only."""
+        ...
+
+    def step(self, token: int) -> Logits:
+        """Append one token: logits [vocab]."""
+        ...
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Logits after every token of a fresh sequence: [len(ids), vocab]."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
+        ...
+
+
+class Peer(Protocol):
+    """The module of a peer."""
+
+    PACKAGES: tuple[str, ...]
+    INSTALL: str
+    VARIANTS: dict[str, int]
+
+    def prepare(self, variant: str, source: Path, folder: Path) -> Path:
+        """The peer's file of a model. Raises EdgeError where it cannot be made."""
+        ...
+
+    def open_engine(self, path: Path, *, threads: int, context: int) -> Engine:
+        """Load that file."""
+        ...
+
+
+@dataclass(frozen=True)
+class EngineId:
+    """A row of the table: a peer, and which of its files."""
+
+    peer: str
+    variant: str
+
+    def __str__(self) -> str:
+        return f"{self.peer}:{self.variant}"
+
+
+def available() -> tuple[str, ...]:
+    """Names of all peers, ours first: the modules that say how to prepare a model."""
+    here = Path(__file__).parent
+    names = [module.name for module in pkgutil.iter_modules([str(here)])]
+    peers = [name for name in names if "\ndef open_engine(" in (here / f"{name}.py").read_text(encoding="utf-8")]
+    return tuple(sorted(peers, key=lambda name: (name != OURS, name)))
+
+
+def peer(name: str) -> Peer:
+    """A peer's module, without its package.
+
+    Raises:
+        UsageError: there is no such peer.
+    """
+    if name not in available():
+        raise UsageError(f"no peer is called '{name}'", where="--peers", fix=f"choose from {', '.join(available())}")
+    return cast("Peer", importlib.import_module(f"edgellm.benchmarks.peers.{name}"))
+
+
+def versions(module: Peer) -> dict[str, str]:
+    """Versions of a peer's packages.
+
+    Raises:
+        RuntimeUnavailable: the first of them is not installed.
+    """
+    found = {}
+    for package in module.PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            if package == module.PACKAGES[0]:
+                raise RuntimeUnavailable(f"{package} is not installed", fix=module.INSTALL) from None
+    return found
+
+
+def choose(wanted: Sequence[str]) -> list[EngineId]:
+    """The rows that names such as "llama_cpp" or "llama_cpp:q4_0" mean, in their order, each once.
+
+    Raises:
+        UsageError: no such peer or variant.
+    """
+    chosen: dict[EngineId, None] = {}
+    for name in wanted:
+        stem, _, variant = name.partition(":")
+        variants = peer(stem).VARIANTS
+        if variant and variant not in variants:
+            raise UsageError(f"{stem} has no '{variant}'", where="--peers", fix=f"choose from {', '.join(variants)}")
+        chosen |= {EngineId(stem, each): None for each in ([variant] if variant else variants)}
+    return list(chosen)

@@ -1,0 +1,144 @@
+"""llama.cpp through llama-cpp-python's low-level bindings: no Python sampler or state copy between the steps.
+
+Its files are made from the same source: linears in Q4_0 or Q8_0, embedding and head in Q8_0.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm.benchmarks.peers.engine import Logits
+from edgellm.errors import InferenceError, ResourceError, SourceError
+
+PACKAGES = ("llama_cpp_python",)
+INSTALL = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
+VARIANTS = {"q4_0": 4, "q8_0": 8}
+BATCH = 512
+GGML_LOG_LEVEL_ERROR = 4  # ggml.h; the bindings do not name it
+
+
+def prepare(variant: str, source: Path, folder: Path) -> Path:
+    """A GGUF file, quantized again by llama.cpp."""
+    if source.suffix.lower() != ".gguf":
+        raise SourceError("not a GGUF file", where=source, fix="llama.cpp is compared on GGUF sources only")
+    api = _api()
+    target = folder / f"llama.cpp-{importlib.metadata.version(PACKAGES[0])}-{variant}.gguf"
+    if target.is_file():
+        return target
+    settings = api.llama_model_quantize_default_params()
+    settings.ftype = {"q4_0": api.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": api.LLAMA_FTYPE_MOSTLY_Q8_0}[variant]
+    settings.token_embedding_type = settings.output_tensor_type = api.GGML_TYPE_Q8_0
+    settings.allow_requantize = True
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / f".{target.name}.{os.getpid()}"
+    try:
+        failed = api.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(settings))
+        if failed:
+            raise SourceError("llama.cpp could not quantize it", where=source, fix="see what llama.cpp says above")
+        partial.replace(target)
+    except OSError as error:
+        raise ResourceError(str(error), where=folder, fix="free some space") from error
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
+
+
+def open_engine(path: Path, *, threads: int, context: int) -> LlamaCppEngine:
+    """Load a GGUF file with a context of `context` tokens; everything else that is not said here is llama.cpp's default."""
+    api = _api()
+    model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
+    if not model:
+        raise InferenceError("llama.cpp does not load it", where=path, fix="delete it, so that it is made again")
+    settings = api.llama_context_default_params()
+    settings.n_ctx = context
+    settings.n_batch = settings.n_ubatch = BATCH
+    settings.n_threads = settings.n_threads_batch = threads
+    handle = api.llama_init_from_model(model, settings)
+    if not handle:
+        raise InferenceError("llama.cpp makes no context", where=path, fix="ask for a shorter one")
+    return LlamaCppEngine(api, model, handle)
+
+
+class LlamaCppEngine:
+    """A model and its context."""
+
+    def __init__(self, api: Any, model: Any, handle: Any) -> None:
+        self._api, self._model, self._handle = api, model, handle
+        self._memory = api.llama_get_memory(handle)
+        self._vocab = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(model)))
+        self._one = (ctypes.c_int32 * 1)()
+        self._step = api.llama_batch_get_one(self._one, 1)
+
+    def reset(self) -> None:
+        self._api.llama_memory_clear(self._memory, False)
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        for start in range(0, len(ids), BATCH):  # a batch that names no outputs computes logits for its last token only
+            part = ids[start : start + BATCH]
+            tokens = (ctypes.c_int32 * len(part))(*part)
+            self._decode(self._api.llama_batch_get_one(tokens, len(part)))
+        return self._row(-1)
+
+    def step(self, token: int) -> Logits:
+        self._one[0] = token
+        self._decode(self._step)
+        return self._row(-1)
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        self.reset()
+        out = np.empty((len(ids), self._vocab), np.float32)
+        batch = self._api.llama_batch_init(BATCH, 0, 1)
+        try:
+            for start in range(0, len(ids), BATCH):
+                part = ids[start : start + BATCH]
+                batch.n_tokens = len(part)
+                for index, token in enumerate(part):
+                    batch.token[index], batch.pos[index] = token, start + index
+                    batch.n_seq_id[index], batch.seq_id[index][0], batch.logits[index] = 1, 0, 1
+                self._decode(batch)
+                for index in range(len(part)):
+                    out[start + index] = self._row(index)
+        finally:
+            self._api.llama_batch_free(batch)
+        return out
+
+    def close(self) -> None:
+        self._api.llama_free(self._handle)
+        self._api.llama_model_free(self._model)
+
+    def _decode(self, batch: Any) -> None:
+        status = self._api.llama_decode(self._handle, batch)
+        if status != 0:
+            raise InferenceError(f"llama_decode gave {status}", where="llama.cpp", fix="ask for a longer context")
+
+    def _row(self, index: int) -> Logits:
+        pointer = self._api.llama_get_logits_ith(self._handle, index)
+        row: Logits = np.ctypeslib.as_array(pointer, (self._vocab,))
+        return row
+
+
+_LOG: list[Any] = []
+
+
+def _api() -> Any:
+    """The bindings, silent: llama.cpp's log is long. Errors stay."""
+    api = importlib.import_module("llama_cpp")
+    if not _LOG:
+
+        @api.llama_log_callback
+        def log(level: int, text: bytes, data: object) -> None:
+            if level == GGML_LOG_LEVEL_ERROR:
+                print(text.decode(errors="replace"), end="", file=sys.stderr)
+
+        _LOG.append(log)  # llama.cpp keeps the pointer, so somebody has to keep the function
+        api.llama_log_set(log, ctypes.c_void_p())
+    return api

@@ -1,0 +1,161 @@
+"""Markdown out of a report's JSON alone: what can be read later needs no machine."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm.benchmarks.peers.engine import OURS
+from edgellm.benchmarks.peers.quiet import BUSY_LIMIT
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, lowest and highest."""
+
+    median: float
+    low: float
+    high: float
+
+    def text(self, digits: int = 0) -> str:
+        """As `median (low-high)`."""
+        return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
+
+
+def spread(values: Sequence[float]) -> Spread | None:
+    """Of the values; None if there are none."""
+    return Spread(statistics.median(values), min(values), max(values)) if values else None
+
+
+def figures(report: Mapping[str, Any], model: str, engine: str, threads: int, measure: str) -> dict[int, float]:
+    """A measure of one row by round; rounds that failed are not there."""
+    return {
+        sample["round"]: float(sample[measure])
+        for sample in report["samples"]
+        if (sample["model"], sample["engine"], sample["threads"]) == (model, engine, threads)
+        and sample.get(measure) is not None
+    }
+
+
+def ratios(report: Mapping[str, Any], model: str, ours: str, theirs: str, threads: int, measure: str) -> Spread | None:
+    """Ours / theirs, taken within each round that both finished."""
+    a, b = (figures(report, model, engine, threads, measure) for engine in (ours, theirs))
+    return spread([a[number] / b[number] for number in sorted(a.keys() & b.keys())])
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The whole report as tables."""
+    lines = [*_head(report), ""]
+    for model in report["models"]:
+        for threads in report["settings"]["threads"]:
+            lines += [f"## {model['name']} ({model['source']}), {_count(threads, 'thread')}", ""]
+            lines += [*_engines(report, model["name"], threads), "", *_ratios(report, model["name"], threads), ""]
+    if report["left_out"]:
+        lines += ["Left out:", ""]
+        lines += [f"- {each['model']}, {each['engine']}: {each['reason']}" for each in report["left_out"]]
+        lines.append("")
+    failed = [each for each in [*report["quality"], *report["samples"]] if "error" in each]
+    if failed:
+        lines += ["Failed:", ""]
+        lines += sorted({f"- {each['model']}, {each['engine']}: {each['error']}" for each in failed})
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _head(report: Mapping[str, Any]) -> list[str]:
+    machine, settings = report["machine"], report["settings"]
+    features = ", ".join(machine["features"] or ()) or "features unknown"
+    memory = "" if machine["memory"] is None else f", {machine['memory'] / 2**30:.0f} GiB"
+    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+    load = report["quiet"]["load"]
+    how = (
+        f"Medians over {_count(settings['trials'], 'round')}, lowest and highest in brackets; every engine in a fresh process, "
+        "in shuffled order. Speeds are tokens a second; decode is the median step. Ratios are edgellm / peer within a round. "
+        "KL is KL(source || engine) in nats with its standard error, the source being the same file at float32; "
+        "top-1 is how often both find the same token likeliest. RSS is the process's peak."
+    )
+    lines = [
+        f"`{report['command']}`, {report['started']}.",
+        "",
+        f"{machine['cpu']} ({_count(machine['cores'], 'core')}{memory}; {features}), {machine['system']}, {machine['python']}. "
+        f"{versions}. " + ("" if load is None else f"Load average at the start {load:.2f}."),
+        "",
+        how,
+    ]
+    noise = list(report["quiet"]["reasons"])
+    busy = [sample["others"] for sample in report["samples"] if sample.get("others", 0) > BUSY_LIMIT]
+    if busy:
+        noise.append(f"others kept up to {max(busy):.2f} processors busy during {len(busy)} of {len(report['samples'])} runs")
+    if noise:
+        lines += ["", f"**Not a quiet machine** ({'; '.join(noise)}): these figures are not to be quoted."]
+    return lines
+
+
+def _measures(report: Mapping[str, Any]) -> dict[str, str]:
+    settings = report["settings"]
+    return {f"prefill_{settings['prefill']}": f"prefill {settings['prefill']}"} | {
+        f"decode_{depth}": f"decode after {depth}" for depth in settings["depths"]
+    }
+
+
+def _engines(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
+    measures = _measures(report)
+    rows = [["engine", "bits", "file MB", "load ms", *measures.values(), "RSS MB", "KL", "top-1"]]
+    for each in report["engines"]:
+        if each["model"] != model:
+            continue
+        engine = each["engine"]
+        cells = [engine, str(each["bits"]), f"{each['size'] / MB:.0f}"]
+        for measure in ("load_ms", *measures):
+            found = spread(list(figures(report, model, engine, threads, measure).values()))
+            cells.append("-" if found is None else found.text())
+        rss = spread(list(figures(report, model, engine, threads, "rss").values()))
+        quality = _quality(report, model, engine)
+        cells += ["-" if rss is None else f"{rss.median / MB:.0f}"]
+        cells += ["-", "-"] if quality is None else [f"{quality['kl']:.4f} ± {quality['error']:.4f}", f"{quality['top1']:.3f}"]
+        rows.append(cells)
+    return _table(rows)
+
+
+def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
+    """Ours against every peer of the same width, with both KLs in the same row."""
+    measures = _measures(report)
+    rows = [["edgellm", "peer", *measures.values(), "RSS", "KL ours / theirs", "KL no worse"]]
+    engines = [each for each in report["engines"] if each["model"] == model]
+    ours = [each for each in engines if each["engine"].startswith(f"{OURS}:")]
+    for mine in ours:
+        for theirs in engines:
+            if theirs in ours or theirs["bits"] != mine["bits"]:
+                continue
+            pair = mine["engine"], theirs["engine"]
+            cells = [pair[0].partition(":")[2], pair[1]]
+            for measure in (*measures, "rss"):
+                found = ratios(report, model, *pair, threads, measure)
+                cells.append("-" if found is None else found.text(2))
+            a, b = (_quality(report, model, engine) for engine in pair)
+            known = a is not None and b is not None
+            cells.append(f"{a['kl']:.4f} / {b['kl']:.4f}" if a is not None and b is not None else "-")
+            cells.append("-" if not known else "yes" if a is not None and b is not None and a["kl"] <= b["kl"] else "no")
+            rows.append(cells)
+    return _table(rows) if len(rows) > 1 else []
+
+
+def _quality(report: Mapping[str, Any], model: str, engine: str) -> Mapping[str, Any] | None:
+    for each in report["quality"]:
+        if (each["model"], each["engine"]) == (model, engine) and "kl" in each:
+            found: Mapping[str, Any] = each
+            return found
+    return None
+
+
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *body = ("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
+    return [head, "|" + " --- |" * len(rows[0]), *body]
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
