@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 
 from edgellm.converters import decoder
 from edgellm.converters.ops import Linear
-from edgellm.converters.quantizers import rtn
+from edgellm.converters.quantizers import Quantize, rtn
 from edgellm.converters.weights import Array, Weight
 from edgellm.errors import UsageError
-from edgellm.scheme import QTensor, Scheme
 from edgellm.spec import Activation, AttentionSpec, ModelSpec, Rotary
 
 Selection = Literal["last", "all", "none"]
 Tensor = NDArray[Any]  # float32 activations, or integer token ids
-Quantize = Callable[[Array, Scheme], QTensor]
 
 
 class NumpyCache:

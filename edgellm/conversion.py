@@ -14,15 +14,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, TextPolicy, write_manifest
 from edgellm.converters.checkpoints.base import Text
-from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
+from edgellm.errors import BundleError, EdgeError, ResourceError
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-TARGETS = ("onnx",)
 DEFAULT_SLICE = 4 << 20
 FIXED_BYTES = 256 << 20  # interpreter, libraries, tokenizer of a large vocabulary, the graph itself
 SLICE_COPIES = 8  # float32 copies of a slice that dequantizing, rounding and packing hold at once
@@ -72,26 +70,25 @@ def convert(
         ResourceError: too little disk, or `max_ram` is too small.
         UsageError: an argument that makes no sense.
     """
+    from edgellm.converters import quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
-    from edgellm.converters.onnx import export, genai_config
     from edgellm.converters.recipes import recipe as make_recipe
 
-    if target not in TARGETS:
-        raise UsageError(f"unknown target '{target}'", where="--target", fix=f"choose one of {', '.join(TARGETS)}")
+    make_plan = targets.find(target)
+    quantize = quantizers.find(method)
     recipe = make_recipe(quant, method, block_size)
-    quantizer = _quantizer(method)
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        plan = export.plan(spec, tensors, recipe)
-        _check_disk(folder, plan.layout.size)
+        plan = make_plan(spec, tensors, recipe)
+        _check_disk(folder, plan.data_bytes)
         partial = _make_partial(folder)
         try:
-            done, total = 0, plan.layout.source_bytes
+            done, total = 0, plan.source_bytes
 
             def on_bytes(name: str, count: int) -> None:
                 nonlocal done
@@ -100,8 +97,8 @@ def convert(
                     progress(Progress(done, total, name))
 
             policy = _write_text(partial, text)
-            export.write(plan, partial, quantizer.quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
-            genai_config.write(partial, plan.graph, spec, policy, text.generation)
+            plan.write(partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+            plan.write_companions(partial, policy, text.generation)
             for name, content in checkpoint.licenses().items():
                 (partial / name).write_bytes(content)
             write_manifest(
@@ -120,19 +117,6 @@ def convert(
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return Bundle.open(folder)
-
-
-def _quantizer(method: str) -> ModuleType:
-    """The quantization method's module, found by its file name."""
-    import importlib
-    import pkgutil
-
-    from edgellm.converters import quantizers
-
-    methods = sorted(module.name for module in pkgutil.iter_modules(quantizers.__path__))
-    if method not in methods:
-        raise UsageError(f"unknown method '{method}'", where="--method", fix=f"choose one of {', '.join(methods)}")
-    return importlib.import_module(f"{quantizers.__name__}.{method}")
 
 
 def _slice_bytes(max_ram: int | None, workers: int) -> int:

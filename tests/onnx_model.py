@@ -28,7 +28,7 @@ def exported(
 ) -> OnnxModel:
     """Export into `folder` in deliberately small slices, and open the graph."""
     plan = export.plan(spec, tensors, recipe, accuracy_level)
-    export.write(plan, folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
+    plan.write(folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     return OnnxModel(folder / plan.graph.file)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from io import FileIO
@@ -19,14 +19,13 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.converters.quantizers import Quantize
+from edgellm.converters.targets import OnBytes
 from edgellm.converters.weights import LazyTensor
 from edgellm.errors import SourceError
 from edgellm.scheme import QTensor, Scheme
 
 ALIGNMENT = 4096  # a page: the runtime maps initializers in place
-
-Quantize = Callable[[NDArray[np.float32], Scheme], QTensor]
-OnBytes = Callable[[str, int], None]
 
 
 @dataclass(frozen=True)

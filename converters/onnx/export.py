@@ -12,19 +12,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
-from edgellm.bundle import Graph, KVLayout
+from edgellm.bundle import Graph, KVLayout, TextPolicy
 from edgellm.converters.decoder import decode
-from edgellm.converters.onnx.data import DataLayout, OnBytes, Quantize, write_data
+from edgellm.converters.onnx import genai_config
+from edgellm.converters.onnx.data import DataLayout, write_data
 from edgellm.converters.onnx.graph import CONTRIB, GraphBuilder
 from edgellm.converters.onnx.ops import OnnxOps, Value
+from edgellm.converters.quantizers import Quantize
+from edgellm.converters.targets import OnBytes
 from edgellm.converters.weights import LazyTensor, Weight
+from edgellm.errors import UsageError
 from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
 
@@ -32,21 +36,49 @@ GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 OPSET, IR_VERSION = 21, 10
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 0
+BITS, BLOCKS = (4, 8), (16, 32, 64, 128)
 PAST_KEY, PAST_VALUE = "past_key_values.{layer}.key", "past_key_values.{layer}.value"
 PRESENT_KEY, PRESENT_VALUE = "present.{layer}.key", "present.{layer}.value"
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A graph that is complete but for its data, and where the data goes."""
+class OnnxPlan:
+    """A graph that is complete but for its data, and where the data goes; see `edgellm.converters.targets.Plan`."""
 
+    spec: ModelSpec
     model: ModelProto
     layout: DataLayout
     graph: Graph
 
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the data file."""
+        return self.layout.size
 
-def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, accuracy_level: int = INT8_ACTIVATIONS) -> Plan:
-    """Build the graph and lay out its data; no weight is read."""
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all tensors as float32."""
+        return self.layout.source_bytes
+
+    def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
+        """Write the graph and stream its data into `folder`."""
+        (folder / GRAPH_FILE).write_bytes(self.model.SerializeToString())
+        write_data(folder / DATA_FILE, self.layout, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+
+    def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
+        """Write the configuration by which onnxruntime-genai runs the same folder."""
+        genai_config.write(folder, self.graph, self.spec, text, generation)
+
+
+def plan(
+    spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, accuracy_level: int = INT8_ACTIVATIONS
+) -> OnnxPlan:
+    """Build the graph and lay out its data; no weight is read.
+
+    Raises:
+        UsageError: the recipe has a grid that the kernels do not take.
+    """
+    _check_grids(recipe)
     layout = DataLayout()
     builder = GraphBuilder(layout, DATA_FILE)
     ops = OnnxOps(builder, spec.max_context, accuracy_level)
@@ -60,13 +92,17 @@ def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, 
 
     logits = decode(spec, weight, ops, Value("input_ids"), positions)
     builder.node("Identity", [ops.name(logits)], ["logits"])
-    return Plan(_model(spec, builder), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
+    return OnnxPlan(spec, _model(spec, builder), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
 
 
-def write(plan: Plan, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
-    """Write the graph and stream its data into `folder`; see `data.write_data` for the arguments."""
-    (folder / GRAPH_FILE).write_bytes(plan.model.SerializeToString())
-    write_data(folder / DATA_FILE, plan.layout, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+def _check_grids(recipe: Recipe) -> None:
+    """MatMulNBits' kernels take these grids and no others."""
+    for scheme in (rule.scheme for rule in recipe.rules):
+        if scheme is not None and scheme.block not in BLOCKS:
+            sizes = ", ".join(map(str, BLOCKS))
+            raise UsageError(f"block size {scheme.block} is not supported", where="--block-size", fix=f"choose one of {sizes}")
+        if scheme is not None and scheme.bits not in BITS:
+            raise UsageError(f"onnxruntime has no kernels for {scheme.bits} bits", where="recipe", fix="choose 4 or 8 bits")
 
 
 def _model(spec: ModelSpec, builder: GraphBuilder) -> ModelProto:

@@ -97,7 +97,7 @@ def _of_source(source: str, revision: str | None) -> Facts:
 
     with open_checkpoint(source, revision=revision) as checkpoint:
         spec, tensors = describe(checkpoint, None)
-        weights = {quant: plan(spec, tensors, recipe(quant, "rtn", 32)).layout.size for quant in QUANTS}
+        weights = {quant: plan(spec, tensors, recipe(quant, "rtn", 32)).data_bytes for quant in QUANTS}
         details = {"tensors": str(len(checkpoint.names()))}
         if checkpoint.provenance.revision:
             details["revision"] = checkpoint.provenance.revision

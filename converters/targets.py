@@ -1,0 +1,69 @@
+"""Targets: what a back end that writes bundles provides.
+
+A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
+module has one function, `plan(spec, tensors, recipe) -> Plan`, which reads no weight; it raises UsageError where the recipe
+asks for a grid that the runtime's kernels do not take.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol
+
+from edgellm.bundle import Graph, TextPolicy
+from edgellm.converters.quantizers import Quantize
+from edgellm.converters.weights import LazyTensor
+from edgellm.errors import UsageError
+from edgellm.scheme import Recipe
+from edgellm.spec import ModelSpec
+
+OnBytes = Callable[[str, int], None]
+MakePlan = Callable[[ModelSpec, Callable[[str], LazyTensor], Recipe], "Plan"]
+
+
+class Plan(Protocol):
+    """A graph that is complete but for its data.
+
+    Attributes:
+        graph: what the manifest will say of it.
+        data_bytes: room that its data takes on disk.
+        source_bytes: bytes of all its tensors as float32: what there is to read and quantize.
+    """
+
+    graph: Graph
+    data_bytes: int
+    source_bytes: int
+
+    def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
+        """Write the graph and stream its data into `folder`.
+
+        Args:
+            quantize: the method; called on slices of rows.
+            slice_bytes: float32 bytes of one slice; a worker holds a few times that.
+            workers: threads.
+            on_bytes: called with a tensor's name and the float32 bytes just finished.
+
+        Raises:
+            SourceError: a weight holds NaN or infinity.
+            OSError: the disk is full or a file cannot be written.
+        """
+        ...
+
+    def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
+        """Write what other runtimes want beside the graph."""
+        ...
+
+
+def available() -> tuple[str, ...]:
+    """Names of the targets: the packages of this folder that can export."""
+    return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/export.py")))
+
+
+def find(name: str) -> MakePlan:
+    """The target's `plan`; UsageError for a name that is none."""
+    if name not in available():
+        raise UsageError(f"unknown target '{name}'", where="--target", fix=f"choose one of {', '.join(available())}")
+    make_plan: MakePlan = importlib.import_module(f"edgellm.converters.{name}.export").plan
+    return make_plan
