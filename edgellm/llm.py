@@ -236,8 +236,7 @@ class LLM:
         defaults = self.bundle.generation
         if temperature is None:
             asked = any(value is not None for value in (top_k, top_p, min_p))
-            sample = defaults.get("do_sample", "temperature" in defaults)
-            temperature = defaults.get("temperature", 1.0) if sample or asked else 0.0
+            temperature = defaults.get("temperature", 1.0 if asked else 0.0)
         return Sampling(
             temperature=temperature,
             top_k=int(defaults.get("top_k", 0)) if top_k is None else top_k,

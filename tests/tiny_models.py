@@ -116,6 +116,11 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "phi3": {
         "plain": {"sliding_window": 9},
         "partial_rotary": {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75}},
+        "partial_rotary_wide": {  # sizes that the runtime's own rotary takes, as in Phi 4 mini
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.75},
+        },
         "longrope_short": {"rope_parameters": {**LONGROPE, "factor": 4.0}, "original_max_position_embeddings": 512},
         "longrope_long": {"rope_parameters": LONGROPE, "original_max_position_embeddings": 8},
     },

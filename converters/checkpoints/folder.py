@@ -189,7 +189,8 @@ def _chat_template(folder: Path, settings: Mapping[str, Any]) -> str | None:
 
 
 def _sampling(where: Path, generation: Mapping[str, Any]) -> dict[str, float]:
-    """What the authors set, and nothing else; sampling without a temperature is sampling at 1."""
+    """What the authors set, and nothing else. As in transformers only `do_sample` makes a model sample: at 1 without a
+    temperature, and a temperature without it is not heeded."""
     chosen: dict[str, float] = {}
     for name in SAMPLING:
         value = generation.get(name)
@@ -200,6 +201,8 @@ def _sampling(where: Path, generation: Mapping[str, Any]) -> dict[str, float]:
         chosen[name] = value
     if generation.get("do_sample") is True:
         chosen.setdefault("temperature", 1.0)
+    else:
+        chosen.pop("temperature", None)
     return chosen
 
 

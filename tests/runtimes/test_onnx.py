@@ -198,6 +198,16 @@ def test_two_sessions_from_two_threads(runtime: Runtime) -> None:
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps mapped files in place")
+def test_sessions_share_the_weights_that_were_loaded(tiny_bundle: Path, tmp_path: Path, reference: Any) -> None:
+    """Nothing is read again: a session opened when the bundle is gone works."""
+    folder = copy(tiny_bundle, tmp_path)
+    runtime = open_runtime(Bundle.open(folder), threads=1)
+    runtime.session().prefill(IDS[:9])
+    shutil.rmtree(folder)
+    near(runtime.session().prefill(IDS[:20]), reference[19])
+
+
 def test_a_session_starts_small(runtime: Runtime) -> None:
     """numpy reports its memory to tracemalloc; a cache of the whole context is 4 MiB here."""
     whole = 4096 * 2 * 2 * 2 * 16 * 4

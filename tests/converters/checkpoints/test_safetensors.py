@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 from tokenizers import Tokenizer, decoders, pre_tokenizers, processors
 from tokenizers import models as kinds
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from edgellm.benchmarks.peers import hf_folder
 from edgellm.converters import architectures
@@ -299,6 +299,18 @@ def test_ids_and_sampling_are_what_the_authors_set(folder: Path) -> None:
     assert text.eos_ids == (8, 2)
     assert text.pad_id == 0
     assert [text.tokenizer_config[role] for role in ("eos_token", "pad_token")] == ["</s>", "<unk>"]
+
+
+@pytest.mark.parametrize("do_sample", [True, False, None])
+@pytest.mark.parametrize("temperature", [0.6, None])
+def test_a_model_samples_where_transformers_would(folder: Path, do_sample: bool | None, temperature: float | None) -> None:
+    write(folder / "generation_config.json", {"do_sample": do_sample, "temperature": temperature, "top_p": 0.9})
+    theirs = GenerationConfig.from_pretrained(folder)
+    samples = theirs.get_generation_mode() == "sample"
+    with open_checkpoint(folder) as checkpoint:
+        generation = checkpoint.text().generation
+    assert samples == (do_sample is True)
+    assert generation == {"top_p": 0.9, **({"temperature": temperature or 1.0} if samples else {})}
 
 
 @pytest.mark.parametrize("value", ["hot", True, float("inf"), [1]])
