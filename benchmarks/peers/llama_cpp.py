@@ -133,12 +133,11 @@ def _api() -> Any:
     """The bindings, silent: llama.cpp's log is long. Errors stay."""
     api = importlib.import_module("llama_cpp")
     if not _LOG:
-
-        @api.llama_log_callback
-        def log(level: int, text: bytes, data: object) -> None:
-            if level == GGML_LOG_LEVEL_ERROR:
-                print(text.decode(errors="replace"), end="", file=sys.stderr)
-
-        _LOG.append(log)  # llama.cpp keeps the pointer, so somebody has to keep the function
-        api.llama_log_set(log, ctypes.c_void_p())
+        _LOG.append(api.llama_log_callback(_log))  # llama.cpp keeps the pointer, so somebody has to keep the function
+        api.llama_log_set(_LOG[0], ctypes.c_void_p())
     return api
+
+
+def _log(level: int, text: bytes, _data: object) -> None:
+    if level == GGML_LOG_LEVEL_ERROR:
+        print(text.decode(errors="replace"), end="", file=sys.stderr)

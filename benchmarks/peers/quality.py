@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from edgellm.benchmarks.peers.engine import Logits
@@ -27,15 +29,15 @@ class Quality:
 
     Attributes:
         kl: mean KL(source || engine) in nats.
-        error: its standard error over positions.
+        kl_error: its standard error over positions.
         top1: share of positions where both find the same token likeliest.
-        positions: how many there were.
+        divergences: KL of every position, so that two engines can be compared position by position.
     """
 
     kl: float
-    error: float
+    kl_error: float
     top1: float
-    positions: int
+    divergences: tuple[float, ...]
 
 
 def text_ids(source: Path) -> list[int]:
@@ -77,12 +79,21 @@ def compare(source: Logits, engine: Logits) -> Quality:
         q = _log_softmax(engine[start : start + ROWS, : source.shape[1]])
         divergences += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
         same += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
-    count = len(divergences)
-    error = float(np.std(divergences, ddof=1)) / math.sqrt(count) if count > 1 else 0.0
-    return Quality(kl=float(np.mean(divergences)), error=error, top1=same / count, positions=count)
+    return Quality(
+        kl=float(np.mean(divergences)),
+        kl_error=standard_error(divergences),
+        top1=same / len(divergences),
+        divergences=tuple(round(each, 7) for each in divergences),
+    )
 
 
-def _log_softmax(logits: Logits) -> np.ndarray[tuple[int, ...], np.dtype[np.float64]]:
+def standard_error(values: Sequence[float]) -> float:
+    """Of the values' mean."""
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def _log_softmax(logits: Logits) -> NDArray[np.float64]:
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
-    return wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
+    return wide

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.benchmarks.peers.engine import OURS
+from edgellm.benchmarks.peers.quality import standard_error
 from edgellm.benchmarks.peers.quiet import BUSY_LIMIT
 
 MB = 1e6
@@ -76,6 +77,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
         f"Medians over {_count(settings['trials'], 'round')}, lowest and highest in brackets; every engine in a fresh process, "
         "in shuffled order. Speeds are tokens a second; decode is the median step. Ratios are edgellm / peer within a round. "
         "KL is KL(source || engine) in nats with its standard error, the source being the same file at float32; "
+        "a tie is a difference below two standard errors over the same positions; "
         "top-1 is how often both find the same token likeliest. RSS is the process's peak."
     )
     lines = [
@@ -116,7 +118,9 @@ def _engines(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
         rss = spread(list(figures(report, model, engine, threads, "rss").values()))
         quality = _quality(report, model, engine)
         cells += ["-" if rss is None else f"{rss.median / MB:.0f}"]
-        cells += ["-", "-"] if quality is None else [f"{quality['kl']:.4f} ± {quality['error']:.4f}", f"{quality['top1']:.3f}"]
+        cells += (
+            ["-", "-"] if quality is None else [f"{quality['kl']:.4f} ± {quality['kl_error']:.4f}", f"{quality['top1']:.3f}"]
+        )
         rows.append(cells)
     return _table(rows)
 
@@ -137,11 +141,17 @@ def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
                 found = ratios(report, model, *pair, threads, measure)
                 cells.append("-" if found is None else found.text(2))
             a, b = (_quality(report, model, engine) for engine in pair)
-            known = a is not None and b is not None
-            cells.append(f"{a['kl']:.4f} / {b['kl']:.4f}" if a is not None and b is not None else "-")
-            cells.append("-" if not known else "yes" if a is not None and b is not None and a["kl"] <= b["kl"] else "no")
+            cells += ["-", "-"] if a is None or b is None else [f"{a['kl']:.4f} / {b['kl']:.4f}", _no_worse(a, b)]
             rows.append(cells)
     return _table(rows) if len(rows) > 1 else []
+
+
+def _no_worse(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Is our KL no higher? A difference below two standard errors, taken over the same positions, is a tie."""
+    differences = [a - b for a, b in zip(ours["divergences"], theirs["divergences"], strict=True)]
+    if abs(statistics.fmean(differences)) < 2 * standard_error(differences):
+        return "tie"
+    return "yes" if statistics.fmean(differences) <= 0 else "no"
 
 
 def _quality(report: Mapping[str, Any], model: str, engine: str) -> Mapping[str, Any] | None:
