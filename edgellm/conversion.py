@@ -58,7 +58,7 @@ def convert(
         quant: "int4", "int8" or "fp32".
         method: quantization method: a file of `converters/quantizers`.
         block_size: input channels that share a scale: 16, 32, 64 or 128.
-        adapter: a PEFT LoRA folder to merge on the way.
+        adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
         revision: hub revision (branch, tag or commit).

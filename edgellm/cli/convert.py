@@ -29,7 +29,7 @@ from edgellm.cli._options import Size, readable
     show_default=True,
     help="Weights that share a scale: small is closer to the source, large is faster.",
 )
-@click.option("--adapter", type=click.Path(path_type=Path), metavar="LORA_DIR", help="A PEFT LoRA to merge.")
+@click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
 @click.option("--max-context", type=click.IntRange(min=1), metavar="N", help="Longest context that the bundle serves.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub model.")
@@ -40,7 +40,7 @@ def command(
     quant: str,
     method: str,
     block_size: str,
-    adapter: Path | None,
+    adapter: str | None,
     max_ram: int | None,
     max_context: int | None,
     revision: str | None,

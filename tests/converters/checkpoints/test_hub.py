@@ -18,6 +18,8 @@ import safetensors.numpy
 from tokenizers import Tokenizer, models
 
 import edgellm
+from edgellm.bundle import Bundle
+from edgellm.conversion import convert
 from tests.hub_server import Hub, Repo, digest, serve
 
 CHILD = """
@@ -47,6 +49,14 @@ class Client:
     home: Path
 
     def __call__(self, source: str, revision: str = "", **env: str) -> dict[str, Any]:
+        done = self.run("-c", CHILD, source, revision, **env)
+        assert done.returncode == 0, done.stderr
+        value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        assert "\n" not in value.get("error", "")
+        return value
+
+    def run(self, *arguments: object, **env: str) -> subprocess.CompletedProcess[str]:
+        """A fresh interpreter that knows this hub and this cache."""
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
         settings = {
             **kept,
@@ -56,17 +66,8 @@ class Client:
             "NO_PROXY": "127.0.0.1,localhost",
             **env,
         }
-        done = subprocess.run(
-            [sys.executable, "-W", "error", "-c", CHILD, source, revision],
-            env=settings,
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        value: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        assert "\n" not in value.get("error", "")
-        return value
+        command = [sys.executable, "-W", "error", *map(str, arguments)]
+        return subprocess.run(command, env=settings, capture_output=True, text=True, timeout=120)
 
     def cache(self) -> list[Path]:
         """Every file under the cache, links included."""
@@ -320,3 +321,34 @@ def test_gguf_repositories(client: Client, tmp_path: Path) -> None:
     assert "no file 'm-Q2.gguf'; it has m-Q4_0.gguf, m-Q8_0.gguf" in client("org/gguf:m-Q2.gguf")["error"]
     del client.hub.repos["org/gguf"].files["m-Q8_0.gguf"]
     assert client("org/gguf")["sums"] == {"token_embd.weight": 128.0}
+
+
+def test_an_adapter_of_the_hub_is_the_same_as_its_folder(client: Client, tiny_source: Path, tmp_path: Path) -> None:
+    """The command line takes its id too."""
+    hidden = json.loads((tiny_source / "config.json").read_text())["hidden_size"]
+    factors = np.random.default_rng(5).standard_normal((2, 2, hidden)).astype(np.float32)
+    name = "base_model.model.model.layers.0.self_attn.o_proj.lora_{}.weight"
+    parts = {name.format("A"): factors[0], name.format("B"): factors[1].T.copy()}
+    files = {
+        "adapter_config.json": b'{"peft_type": "LORA", "r": 2, "lora_alpha": 4}',
+        "adapter_model.safetensors": safetensors.numpy.save(
+            {name.format("A"): factors[0], name.format("B"): factors[1].T.copy()}
+        ),
+    }
+    client.hub.repos["org/lora"] = Repo({**files, "optimizer.pt": b"\x80\x04"})
+    folder = tmp_path / "lora"
+    folder.mkdir()
+    for file, content in files.items():
+        (folder / file).write_bytes(content)
+    bundles = {}
+    for adapter in ("org/lora", str(folder)):
+        target = tmp_path / f"bundle-{len(bundles)}"
+        done = client.run("-m", "edgellm", "convert", tiny_source, "-o", target, "--adapter", adapter)
+        assert done.returncode == 0, done.stderr
+        bundles[adapter] = Bundle.open(target)
+    assert client.hub.fetched() == list(files)
+    of_hub, of_folder = bundles.values()
+    plain = convert(tiny_source, tmp_path / "plain")
+    assert of_hub.provenance.adapter == "org/lora"
+    assert of_hub.files["model.onnx.data"] == of_folder.files["model.onnx.data"]
+    assert of_hub.files["model.onnx.data"] != plain.files["model.onnx.data"]
