@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import resource
 import shutil
 import struct
 import subprocess
@@ -26,7 +25,10 @@ from tokenizers import Tokenizer, models
 
 CHUNK = 1 << 25  # values of the random block that all tensors are cut from
 SPREAD = 0.02
-CONVERT = "import sys; from edgellm.conversion import convert; convert(sys.argv[1], sys.argv[2], quant=sys.argv[3])"
+CONVERT = (
+    "import sys; from edgellm.benchmarks.machine import peak_rss; from edgellm.conversion import convert;"
+    "convert(sys.argv[1], sys.argv[2], quant=sys.argv[3]); print(peak_rss())"
+)
 BENCH = (
     "import json, sys; from edgellm.benchmarks.harness import Settings, measure;"
     "print(json.dumps(measure(sys.argv[1], Settings(prompts=(128, 512), trials=3)).to_json()))"
@@ -110,9 +112,9 @@ def run(name: str, folder: Path, quant: str) -> str:
     try:
         write(source, SHAPES[name])
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-c", CONVERT, str(source), str(bundle), quant], check=True)
+        command = [sys.executable, "-c", CONVERT, str(source), str(bundle), quant]
+        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
         seconds = time.perf_counter() - started
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024  # KiB on Linux
         size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
         done = subprocess.run([sys.executable, "-c", BENCH, str(bundle)], check=True, capture_output=True, text=True)
         report = json.loads(done.stdout)
