@@ -331,9 +331,7 @@ def test_an_adapter_of_the_hub_is_the_same_as_its_folder(client: Client, tiny_so
     parts = {name.format("A"): factors[0], name.format("B"): factors[1].T.copy()}
     files = {
         "adapter_config.json": b'{"peft_type": "LORA", "r": 2, "lora_alpha": 4}',
-        "adapter_model.safetensors": safetensors.numpy.save(
-            {name.format("A"): factors[0], name.format("B"): factors[1].T.copy()}
-        ),
+        "adapter_model.safetensors": safetensors.numpy.save(parts),
     }
     client.hub.repos["org/lora"] = Repo({**files, "optimizer.pt": b"\x80\x04"})
     folder = tmp_path / "lora"
