@@ -39,4 +39,5 @@ def test_peak_rss_counts_bytes_and_never_falls() -> None:
     assert peak is not None
     assert peak >= len(grown)
     del grown
-    assert (peak_rss() or 0) >= peak >= before
+    # the kernel sums counters of each processor now and then: the peak is right to some hundred KB
+    assert (peak_rss() or 0) + (1 << 20) >= peak >= before
