@@ -68,7 +68,7 @@ def run(job: Job) -> dict[str, Any]:
 
             source = np.load(job.reference, mmap_mode="r")
             return dataclasses.asdict(compare(source, engine.logits(job.ids)))
-        return {"load_ms": loaded * 1000, **_speed(engine, job), "rss": peak_resident()}
+        return {"load_ms": loaded * 1000, **_speed(engine, job), "rss": peak_rss()}
     finally:
         engine.close()
 
@@ -95,18 +95,6 @@ def _speed(engine: Engine, job: Job) -> dict[str, float]:
             times.append(time.perf_counter() - started)
         figures[f"decode_{depth}"] = 1 / statistics.median(times)
     return figures
-
-
-def peak_resident() -> int | None:
-    """Peak resident bytes of this process alone: what getrusage tells on Linux includes the parent's at the fork."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-    except OSError:
-        return peak_rss()
-    for line in status.splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return peak_rss()
 
 
 def main() -> None:
