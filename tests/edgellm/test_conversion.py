@@ -73,6 +73,22 @@ def test_the_bundle_is_whole(source: Path, tmp_path: Path, quant: str) -> None:
     assert Bundle.open(bundle.path) == bundle
 
 
+def test_what_the_authors_set_is_kept(tmp_path: Path) -> None:
+    folder = tiny_folder.write(tmp_path / "tiny-llama")
+    settings = {"do_sample": True, "temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1, "eos_token_id": [2, 9]}
+    (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    (folder / "LICENSE").write_text("Do as you like.", encoding="utf-8")
+    bundle = convert(folder, tmp_path / "out", max_context=100)
+    assert bundle.generation == {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.1}
+    assert (bundle.text.bos_id, bundle.text.eos_ids) == (1, (2, 9))
+    assert bundle.text.special_tokens == {"bos_token": "<|start|>", "eos_token": "<|end|>"}
+    assert bundle.file("LICENSE").read_text(encoding="utf-8") == "Do as you like."
+    assert bundle.spec.max_context == 100
+    peers = json.loads(bundle.file("genai_config.json").read_text(encoding="utf-8"))
+    assert peers["model"]["eos_token_id"] == [2, 9]
+    assert peers["search"].items() >= {**bundle.generation, "do_sample": True, "max_length": 100}.items()
+
+
 def test_two_conversions_make_the_same_bytes(source: Path, tmp_path: Path) -> None:
     """Whatever the number of threads and the order of slices: a bundle can be reproduced and compared."""
     bundles = [convert(source, tmp_path / name) for name in ("a", "b")]

@@ -46,8 +46,8 @@ class Rebuilt(NamedTuple):
         return list(self.tokenizer.encode(sample, add_special_tokens=special).ids)
 
     def peer_ids(self, sample: str, *, special: bool = True) -> list[int]:
-        add_bos = special and bool(self.text.tokenizer_config["add_bos_token"])
-        return list(self.peer.tokenize(sample.encode(), add_bos=add_bos, special=True))
+        """Whether a beginning or end of text is added is llama.cpp's own reading of the file."""
+        return list(self.peer.tokenize(sample.encode(), add_bos=special, special=True))
 
     def peer_ends(self) -> set[int]:
         import llama_cpp
