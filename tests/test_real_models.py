@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 import edgellm
+from edgellm.benchmarks.peers import hf_folder
 from edgellm.conversion import convert
-from tests import reexport
 
 llama_cpp = pytest.importorskip("llama_cpp")
 pytestmark = pytest.mark.slow
@@ -57,7 +58,7 @@ def test_eight_bit_agrees_with_llama_cpp(models: Callable[[str], Path], name: st
 
 def test_sharded_bf16_safetensors_give_the_logits_of_the_gguf(models: Callable[[str], Path], tmp_path: Path) -> None:
     """Two roads to one model; what is left between them is bf16's rounding of the weights, 3 significant digits."""
-    reexport.write(models("smollm2"), tmp_path / "folder")
+    hf_folder.write(models("smollm2"), tmp_path / "folder", dtype=np.dtype(ml_dtypes.bfloat16))
     results = []
     for source, name in ((models("smollm2"), "gguf"), (tmp_path / "folder", "safetensors")):
         with edgellm.load(convert(source, tmp_path / name, quant="fp32").path) as llm:
