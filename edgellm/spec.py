@@ -100,8 +100,3 @@ class ModelSpec:
     def attention(self, layer: int) -> AttentionSpec:
         """The attention of one layer."""
         return self.kinds[self.layers[layer]]
-
-    def kv_bytes(self, tokens: int, bytes_per_value: int = 4) -> int:
-        """Bytes of KV cache that `tokens` positions take over all layers."""
-        per_token = sum(2 * a.kv_heads * a.head_dim for a in map(self.attention, range(len(self.layers))))
-        return per_token * tokens * bytes_per_value

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.cli._options import readable, to_json
+from edgellm.errors import plain
 
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
     from edgellm.spec import ModelSpec
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-FLOAT32 = 4
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,10 @@ class Facts:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, revision: str | None, as_json: bool) -> None:
     """Show what a BUNDLE or a SOURCE (a .gguf file, a Hugging Face folder, a hub id) is, and the RAM it takes."""
-    from edgellm.bundle import MANIFEST, Bundle
+    from edgellm.bundle import MANIFEST, Bundle, exists
     from edgellm.runtimes.memory import available_bytes
 
-    facts = _of_bundle(Bundle.open(model)) if (Path(model) / MANIFEST).exists() else _of_source(model, revision)
+    facts = _of_bundle(Bundle.open(model)) if exists(Path(model) / MANIFEST) else _of_source(model, revision)
     available = available_bytes()
     if as_json:
         click.echo(to_json(_as_json(facts, available)))
@@ -94,10 +94,11 @@ def _of_source(source: str, revision: str | None) -> Facts:
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.onnx.export import plan
     from edgellm.converters.recipes import QUANTS, recipe
+    from edgellm.runtimes.memory import kv_bytes_per_token
 
     with open_checkpoint(source, revision=revision) as checkpoint:
         spec, tensors = describe(checkpoint, None)
-        weights = {quant: plan(spec, tensors, recipe(quant, "rtn", 32)).data_bytes for quant in QUANTS}
+        plans = {quant: plan(spec, tensors, recipe(quant, "rtn", 32)) for quant in QUANTS}
         details = {"tensors": str(len(checkpoint.names()))}
         if checkpoint.provenance.revision:
             details["revision"] = checkpoint.provenance.revision
@@ -106,8 +107,8 @@ def _of_source(source: str, revision: str | None) -> Facts:
             name=checkpoint.provenance.source,
             license=checkpoint.provenance.license,
             spec=spec,
-            weights=weights,
-            kv_per_token=spec.kv_bytes(1, FLOAT32),
+            weights={quant: made.data_bytes for quant, made in plans.items()},
+            kv_per_token=kv_bytes_per_token(plans[QUANTS[0]].graph),
             files={},
             details=details,
         )
@@ -144,7 +145,7 @@ def _show(facts: Facts, available: int | None) -> None:
         **facts.details,
     }
     for name, text in lines.items():
-        click.echo(f"{name:<11} {text}")
+        click.echo(f"{name:<11} {plain(text)}")
     for name, size in sorted(facts.files.items(), key=lambda file: -file[1]):
         click.echo(f"{'file':<11} {name}  {readable(size)}")
     click.echo()
