@@ -15,6 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ FORMAT = 1
 MANIFEST = "edgellm.json"
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_SIZE = 1 << 31
+KV_DTYPES = ("float32", "float16", "int8", "uint8")
 
 
 @dataclass(frozen=True)
@@ -216,9 +218,12 @@ class Bundle(Manifest):
             try:
                 if not where.resolve().is_relative_to(self.path.resolve()):
                     raise BundleError("the file lies outside the bundle", where=where, fix="convert the model again")
-                size = where.stat().st_size
+                status = where.stat()
             except OSError as error:
                 raise BundleError("file is missing", where=where, fix="copy the bundle again") from error
+            if not stat.S_ISREG(status.st_mode):
+                raise BundleError("not a regular file", where=where, fix="do not use this bundle")
+            size = status.st_size
             if size != entry.size:
                 raise BundleError(
                     f"size is {size} bytes, the manifest says {entry.size}", where=where, fix="copy the bundle again"
@@ -266,6 +271,14 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def exists(path: Path) -> bool:
+    """Whether there is something; False, too, for what is too long for a path or lies where nobody may look."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def cache_dir() -> Path:
     """The user's cache folder for edgellm: $EDGELLM_CACHE, else $XDG_CACHE_HOME/edgellm, else ~/.cache/edgellm."""
     own = os.environ.get("EDGELLM_CACHE")
@@ -282,7 +295,7 @@ def cache_dir() -> Path:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     where = folder / MANIFEST
-    if not folder.exists():
+    if not exists(folder):
         raise BundleError("no such folder", where=folder, fix="check the path, or make a bundle with 'edgellm convert'")
     if not where.is_file():
         raise BundleError(f"not a bundle (no {MANIFEST})", where=folder, fix="make one with 'edgellm convert'")
@@ -314,10 +327,25 @@ def _check_meaning(manifest: Manifest) -> None:
     for name, graph in manifest.graphs.items():
         if sorted(layer for kv in graph.kv for layer in kv.layers) != list(range(len(spec.layers))):
             raise ValueError(f"'graphs.{name}.kv' does not describe every layer once")
+        _check_kv(name, graph)
     if not manifest.graphs:
         raise ValueError("'graphs' is empty")
     if any(entry.size < 0 for entry in manifest.files.values()):
         raise ValueError("'files' holds a negative size")
+
+
+def _check_kv(name: str, graph: Graph) -> None:
+    """Buffers are made and bound by these: types that exist, and a name of its own for every tensor."""
+    tensors: list[str] = []
+    for kv in graph.kv:
+        if kv.dtype not in KV_DTYPES:
+            raise ValueError(f"'graphs.{name}.kv' has the dtype '{kv.dtype}', and not one of {', '.join(KV_DTYPES)}")
+        for template in (kv.past_key, kv.past_value, kv.present_key, kv.present_value):
+            if set("{}") & set(template.replace("{layer}", "")):
+                raise ValueError(f"'graphs.{name}.kv' has '{template}', which is no tensor name with {{layer}} in it")
+            tensors += [template.replace("{layer}", str(layer)) for layer in kv.layers]
+    if len(set(tensors)) < len(tensors):
+        raise ValueError(f"'graphs.{name}.kv' gives two tensors one name")
 
 
 def _check_name(folder: Path, name: str) -> None:

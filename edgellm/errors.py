@@ -13,6 +13,14 @@ The command line prints one as a single line and exits non-zero.
 
 from __future__ import annotations
 
+import unicodedata
+
+
+def plain(text: str) -> str:
+    """A text that is safe to print: control characters and lone surrogates, which a name in a model file may hold and a
+    terminal would obey or refuse, are written as escapes."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c) in ("Cc", "Cs") else c for c in text)
+
 
 class EdgeError(Exception):
     """What went wrong, where, and what to do about it, in one line.
@@ -29,7 +37,7 @@ class EdgeError(Exception):
         self.fix = fix
         line = what if self.where is None else f"{self.where}: {what}"
         line = line if fix is None else f"{line}; {fix}"
-        super().__init__(" ".join(line.split()))
+        super().__init__(plain(" ".join(line.split())))
 
 
 class SourceError(EdgeError):

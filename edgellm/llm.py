@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from edgellm.bundle import Bundle
-from edgellm.errors import UsageError
+from edgellm.errors import BundleError, UsageError
 from edgellm.runtimes.generator import Generation
 from edgellm.runtimes.sampling import Sampling
 from edgellm.runtimes.session import Runtime, Session
@@ -41,6 +41,10 @@ class LLM:
         self._streams: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._closed = False
         self._said_unstable = False
+        try:
+            self._sampling(None, None, None, None, None, None)
+        except UsageError as error:
+            raise BundleError(f"the authors' default {error.what}", where=bundle.path, fix="convert the model again") from error
 
     @property
     def runtime(self) -> Runtime:
@@ -170,14 +174,14 @@ class LLM:
         """
         if self._template is None:
             raise UsageError(
-                "the bundle has no chat template", where=self.bundle.path, fix="use generate() with a plain prompt"
+                "the bundle has no chat template", where=self.bundle.path, fix="use generate(), or 'edgellm run --raw'"
             )
         if not messages:
             raise UsageError("no messages", fix='give at least {"role": "user", "content": "..."}')
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         text = self._template().render(messages, add_generation_prompt=True, tools=tools, options=template_options)
         # the template writes the special tokens itself, the beginning of text included
-        ids = self.tokenizer.encode(text, special=False)
+        ids = self._encode(text, special=False)
         started = self._start(ids, list(messages), sampling, max_tokens, stop)
         return started if stream else started.result()
 
@@ -213,15 +217,33 @@ class LLM:
 
             name, where = self.bundle.text.chat_template, self.bundle.path
             if name is None:
-                raise UsageError("the bundle has no chat template", where=where, fix="use generate() with a plain prompt")
-            source = self.bundle.file(name).read_text(encoding="utf-8")
+                raise UsageError("the bundle has no chat template", where=where, fix="use generate(), or 'edgellm run --raw'")
+            try:
+                source = self.bundle.file(name).read_text(encoding="utf-8")
+            except (OSError, ValueError) as error:
+                raise BundleError(
+                    f"unreadable chat template: {error}", where=where / name, fix="convert the model again"
+                ) from error
             self._compiled = ChatTemplate(source, self.bundle.text.special_tokens)
         return self._compiled
 
     def _prompt_ids(self, prompt: str | Sequence[int]) -> list[int]:
+        if not isinstance(prompt, str) and (isinstance(prompt, bytes) or not hasattr(prompt, "__len__")):
+            raise UsageError("the prompt is neither a text nor a list of token ids", fix="pass a str, or ints")
         if len(prompt) == 0:
             raise UsageError("the prompt is empty", fix="give some text, or token ids")
-        return self.tokenizer.encode(prompt) if isinstance(prompt, str) else list(prompt)
+        return self._encode(prompt) if isinstance(prompt, str) else list(prompt)
+
+    def _encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Ids of a text, all of which the graph has."""
+        ids, size = self.tokenizer.encode(text, special=special), self.bundle.spec.vocab_size
+        if ids and max(ids) >= size:
+            raise BundleError(
+                f"the tokenizer gives token {max(ids)}, and the graph has {size}",
+                where=self.bundle.path,
+                fix="convert the model again",
+            )
+        return ids
 
     def _sampling(
         self,

@@ -17,7 +17,7 @@ class StopStrings:
     def __init__(self, stops: Sequence[str]) -> None:
         if isinstance(stops, str):
             stops = (stops,)
-        if not all(isinstance(stop, str) and stop for stop in stops):
+        if not isinstance(stops, Sequence) or not all(isinstance(stop, str) and stop for stop in stops):
             raise UsageError("a stop string is empty or no string", where="stop", fix="give strings of at least one character")
         self.found = False
         self._stops = tuple(stops)

@@ -39,6 +39,7 @@ class Tokenizer:
         backend.no_truncation()
         backend.no_padding()
         self._backend = backend
+        self._where = where
         description = json.loads(backend.to_str())
         added = {int(entry["id"]): entry for entry in description["added_tokens"]}
         self._special = frozenset(index for index, entry in added.items() if entry["special"])
@@ -81,6 +82,7 @@ class Tokenizer:
 
         Raises:
             UsageError: the text is not valid Unicode.
+            BundleError: the tokenizer cannot do it.
         """
         try:
             text.encode()
@@ -88,7 +90,12 @@ class Tokenizer:
             raise UsageError(
                 f"the text has a lone surrogate at character {error.start}", where="text", fix="pass valid Unicode"
             ) from error
-        return list(self._backend.encode(text, add_special_tokens=special).ids)
+        try:
+            return list(self._backend.encode(text, add_special_tokens=special).ids)
+        except (KeyboardInterrupt, SystemExit, MemoryError):
+            raise
+        except BaseException as error:  # a panic of the library's Rust side is no Exception
+            raise BundleError(f"the tokenizer fails on this text: {error}", where=self._where, fix=_FIX) from error
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids: special tokens and ids without a token give nothing, broken UTF-8 gives U+FFFD."""

@@ -11,6 +11,7 @@ from edgellm.runtimes.session import Runtime
 
 PREFERRED = "onnx"
 MINIMAL_CONTEXT = 256
+MOST_THREADS = 1024
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +38,9 @@ def open_runtime(
     from edgellm.runtimes.threads import default_threads
 
     name = _graph_name(bundle, name)
-    if threads is not None and threads < 1:
-        raise UsageError(f"threads is {threads}", fix="use 1 or more, or leave it out")
-    if max_context is not None and not 1 <= max_context <= bundle.spec.max_context:
+    if threads is not None and not (isinstance(threads, int) and 1 <= threads <= MOST_THREADS):
+        raise UsageError(f"threads is {threads}", fix=f"use 1 to {MOST_THREADS}, or leave it out")
+    if max_context is not None and not (isinstance(max_context, int) and 1 <= max_context <= bundle.spec.max_context):
         raise UsageError(
             f"max_context is {max_context}", where=bundle.path, fix=f"use a number from 1 to {bundle.spec.max_context}"
         )

@@ -91,14 +91,14 @@ class Generation(Iterator[int]):
         Raises:
             UsageError: no prompt token to compute, a prompt that exceeds the context, or max_tokens below 1.
         """
-        if max_tokens < 1:
-            raise UsageError(f"max_tokens is {max_tokens}", fix="use 1 or more")
+        if not isinstance(max_tokens, int | np.integer) or max_tokens < 1:
+            raise UsageError(f"max_tokens is {max_tokens}", fix="use a whole number, 1 or more")
         if len(prompt_ids) <= session.length:
             raise UsageError("the prompt has no new tokens", fix="give at least one token after those in the session")
         if len(prompt_ids) > session.max_context:
             raise UsageError(
                 f"the prompt has {len(prompt_ids)} tokens and the context {session.max_context}",
-                fix="shorten the prompt or load with a larger max_context",
+                fix="shorten the prompt, or load (or convert) with a larger max_context",
             )
         self.ids: list[int] = []
         self.finish_reason: FinishReason | None = None

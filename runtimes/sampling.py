@@ -19,6 +19,8 @@ Floats = NDArray[np.float32]
 Ids = NDArray[np.int64]
 
 BLOCK = 128
+STEEPEST = 1e25  # largest 1/temperature: as good as greedy, and its products stay finite in float32
+STRONGEST = 1e6  # repetition penalty beyond which nothing changes
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Raises UsageError for a value outside its range."""
+        for name, value in vars(self).items():
+            if not isinstance(value, int | float | np.number) and not (name == "seed" and value is None):
+                raise UsageError(f"{name} is {value!r}", fix="use a number")
         _check("temperature", self.temperature, self.temperature >= 0, "0 or more")
         _check("top_k", self.top_k, self.top_k >= 0 and self.top_k == int(self.top_k), "a whole number, 0 or more")
         _check("top_p", self.top_p, 0 < self.top_p <= 1, "more than 0 and at most 1")
@@ -104,7 +109,7 @@ class Sampler:
 
 def penalize(logits: Floats, history: Ids, penalty: float) -> Floats:
     """A copy of `logits` with the tokens of `history` penalized, each once."""
-    logits = logits.copy()
+    logits, penalty = logits.copy(), min(max(penalty, 1 / STRONGEST), STRONGEST)
     seen = logits[history]
     logits[history] = np.where(seen < 0, seen * np.float32(penalty), seen / np.float32(penalty))
     return logits
@@ -120,7 +125,7 @@ def candidates(logits: Floats, peak: float, setting: Sampling) -> tuple[Ids | No
         ids = np.flatnonzero(logits >= kth_largest(logits, setting.top_k))
         logits = logits[ids]
     weights = logits - np.float32(peak)
-    weights *= np.float32(1 / setting.temperature)
+    weights *= np.float32(min(1 / setting.temperature, STEEPEST))
     np.exp(weights, out=weights)
     if setting.top_p < 1:
         ids, weights = _keep(ids, weights, _nucleus(weights, setting.top_p))

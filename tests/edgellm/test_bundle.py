@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -166,3 +167,40 @@ def test_any_other_value_anywhere_is_an_edge_error_or_harmless(made: Path, bundl
     (bundle / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     with contextlib.suppress(EdgeError):
         Bundle.open(bundle).verify()
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo"])
+def test_only_regular_files(bundle: Path, kind: str) -> None:
+    odd = bundle / "odd"
+    if kind == "folder":
+        odd.mkdir()
+    elif not hasattr(os, "mkfifo"):
+        pytest.skip("FIFOs are POSIX's")
+    else:
+        os.mkfifo(odd)  # reading it would wait for ever
+    edit(bundle, lambda manifest: manifest["files"].update({"odd": {"size": odd.stat().st_size, "sha256": ""}}))
+    with pytest.raises(BundleError, match="odd: not a regular file"):
+        Bundle.open(bundle)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("dtype", "object", "has the dtype 'object'"),
+        ("dtype", "no such type", "has the dtype 'no such type'"),
+        ("past_key", "{layer.__class__}", "no tensor name"),
+        ("past_key", "{layer:>99999999999}", "no tensor name"),
+        ("past_key", "{", "no tensor name"),
+        ("past_key", "past.0.key", "two tensors one name"),
+        ("present_value", "present.{layer}.key", "two tensors one name"),
+    ],
+)
+def test_kv_tensors_that_cannot_be_bound(bundle: Path, field: str, value: str, message: str) -> None:
+    def change(manifest: Manifest) -> None:
+        for layout in manifest["graphs"]["onnx"]["kv"]:
+            layout["present_key"] = "present.{layer}.key"
+            layout[field] = value
+
+    edit(bundle, change)
+    with pytest.raises(BundleError, match=message):
+        Bundle.open(bundle)

@@ -19,7 +19,7 @@ import transformers
 
 import edgellm
 import edgellm.bundle
-from edgellm.errors import UsageError
+from edgellm.errors import BundleError, UsageError
 from edgellm.llm import LLM
 
 PROMPT = "Once upon a time"
@@ -341,3 +341,62 @@ def test_closed(tiny_bundle: Path) -> None:
     for call in (lambda: llm.generate(PROMPT), llm.session, lambda: llm.chat([HELLO])):
         with pytest.raises(UsageError, match="closed"):
             call()
+
+
+@pytest.mark.parametrize("prompt", [None, 5, b"bytes", iter([1, 2])])
+def test_a_prompt_of_another_kind(llm: LLM, prompt: Any) -> None:
+    with pytest.raises(UsageError, match="neither a text nor a list of token ids"):
+        llm.generate(prompt)
+
+
+@pytest.mark.parametrize("max_tokens", [1.5, "3", None])
+def test_max_tokens_of_another_kind(llm: LLM, max_tokens: Any) -> None:
+    with pytest.raises(UsageError, match="use a whole number, 1 or more"):
+        llm.generate(PROMPT, max_tokens=max_tokens)
+
+
+@pytest.mark.parametrize("arguments", [{"threads": 1.5}, {"threads": "2"}, {"max_context": 1.5}, {"max_context": "5"}])
+def test_numbers_of_load_of_another_kind(tiny_bundle: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"{next(iter(arguments))} is "):
+        edgellm.load(tiny_bundle, **arguments)
+
+
+def test_a_default_that_makes_no_sense_is_the_bundle_s_fault(changed: Callable[..., Path]) -> None:
+    with pytest.raises(BundleError, match=r"changed: the authors' default temperature is -3\.0; convert the model again"):
+        edgellm.load(changed(generation={"temperature": -3.0}))
+
+
+def test_a_chat_template_that_is_no_text(changed: Callable[..., Path]) -> None:
+    folder = changed("xy")
+    manifest = json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
+    template = folder / manifest["text"]["chat_template"]
+    template.write_bytes(b"\xff\xfe")
+    manifest["files"][template.name]["sha256"] = edgellm.bundle.sha256_file(template)
+    (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with edgellm.load(folder) as llm, pytest.raises(BundleError, match="unreadable chat template"):
+        llm.chat([HELLO])
+
+
+def retokenized(folder: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """A bundle with another tokenizer, and a manifest that says so."""
+    tokenizer = folder / "tokenizer.json"
+    value = json.loads(tokenizer.read_text(encoding="utf-8"))
+    change(value)
+    tokenizer.write_text(json.dumps(value), encoding="utf-8")
+    manifest = json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
+    manifest["files"]["tokenizer.json"] = {"size": tokenizer.stat().st_size, "sha256": edgellm.bundle.sha256_file(tokenizer)}
+    (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return folder
+
+
+def test_a_tokenizer_of_another_model(changed: Callable[..., Path]) -> None:
+    folder = retokenized(changed(), lambda value: value["model"]["vocab"].update(a=70000))
+    with edgellm.load(folder) as llm, pytest.raises(BundleError, match="the tokenizer gives token 70000, and the graph has"):
+        llm.generate("a")
+
+
+def test_a_tokenizer_that_panics(changed: Callable[..., Path]) -> None:
+    slow = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
+    folder = retokenized(changed(), lambda value: value.update(normalizer=slow))
+    with edgellm.load(folder) as llm, pytest.raises(BundleError, match=r"tokenizer\.json: the tokenizer fails on this text"):
+        llm.generate("a" * 40 + "b")

@@ -187,3 +187,21 @@ def test_a_large_vocabulary_costs_little(vocab: int) -> None:
         sampler.sample(logits, NO_HISTORY)
         times.append(time.perf_counter() - begin)
     assert min(times) < 0.003
+
+
+@pytest.mark.parametrize("temperature", [1e-20, 1e-300, 5e-324])
+def test_next_to_no_temperature_is_greedy(temperature: float) -> None:
+    logits = np.random.default_rng(3).normal(0, 10, 4096).astype(np.float32)
+    logits[7] = -np.inf
+    for penalty in (1.0, 1e300, 1e-300):
+        setting = Sampling(temperature=temperature, repetition_penalty=penalty, seed=1)
+        greedy = Sampling(repetition_penalty=penalty)
+        history = np.array([int(logits.argmax()), int(logits.argmin()), 5])
+        assert Sampler(setting).sample(logits, history) == Sampler(greedy).sample(logits, history)
+
+
+@pytest.mark.parametrize("name", ["temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed"])
+@pytest.mark.parametrize("value", ["1", [1]])
+def test_a_setting_that_is_no_number(name: str, value: object) -> None:
+    with pytest.raises(UsageError, match=f"{name} is .*; use a number"):
+        Sampling(**{name: value})  # type: ignore[arg-type]
