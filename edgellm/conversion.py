@@ -6,6 +6,7 @@ stops the process, there is a whole bundle under the target's name or none.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -86,6 +87,7 @@ def convert(
         text = checkpoint.text()
         plan = make_plan(spec, tensors, recipe)
         _check_disk(folder, plan.data_bytes)
+        made = [parent for parent in folder.parents if not parent.exists()]
         partial = _make_partial(folder)
         try:
             done, total = 0, plan.source_bytes
@@ -116,6 +118,9 @@ def convert(
             raise _write_error(error, folder) from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the target lies in them, if all went well
+                for parent in made:
+                    parent.rmdir()
     return Bundle.open(folder)
 
 
@@ -131,9 +136,14 @@ def _slice_bytes(max_ram: int | None, workers: int) -> int:
 
 def _free_target(target: Path) -> Path:
     target = Path.cwd() / target
-    if target.exists() or target.is_symlink():
-        raise BundleError("the target exists already", where=target, fix="remove it or choose another -o")
-    return target
+    try:
+        target.lstat()
+    except FileNotFoundError:
+        return target
+    except (OSError, ValueError) as error:  # below a file, too long, or no path at all
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise BundleError(f"cannot write: {reason}", where=target, fix="choose another -o") from error
+    raise BundleError("the target exists already", where=target, fix="remove it or choose another -o")
 
 
 def _make_partial(target: Path) -> Path:
@@ -174,7 +184,9 @@ def _check_disk(target: Path, size: int) -> None:
     free = shutil.disk_usage(parent).free
     if free < size + (64 << 20):
         raise ResourceError(
-            f"the bundle needs {size >> 20} MB and {free >> 20} MB are free", where=parent, fix="make room or choose another -o"
+            f"the bundle needs {(size >> 20) + 64} MB and {free >> 20} MB are free",
+            where=parent,
+            fix="make room or choose another -o",
         )
 
 

@@ -6,9 +6,11 @@ import os
 import re
 from pathlib import Path
 
+from edgellm.bundle import MANIFEST, exists
 from edgellm.converters.checkpoints.base import Checkpoint
-from edgellm.errors import SourceError
+from edgellm.errors import SourceError, UsageError
 
+MAGIC = b"GGUF"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[^:\\]+\.gguf)?")
 PART = re.compile(r"-\d{5}-of-\d{5}(?=\.gguf$)", re.IGNORECASE)
 
@@ -42,7 +44,9 @@ def open_checkpoint(
 
 def _open(source: str | os.PathLike[str], revision: str | None) -> Checkpoint:
     path = Path(source).expanduser()
-    if path.exists():
+    if exists(path):
+        if revision is not None:
+            raise UsageError("only hub models have revisions", where="--revision", fix="leave it out for a local model")
         return _open_path(path)
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         from edgellm.converters.checkpoints import hub
@@ -55,6 +59,8 @@ def _open(source: str | os.PathLike[str], revision: str | None) -> Checkpoint:
 
 def _open_path(path: Path) -> Checkpoint:
     if path.is_dir():
+        if (path / MANIFEST).is_file() and not (path / "config.json").is_file():
+            raise SourceError("this is a bundle already", where=path, fix="run it, or convert the model it was made from")
         if not (path / "config.json").is_file() and (models := _gguf_models(path)):
             if len(models) > 1:
                 names = ", ".join(file.name for file in models[:8])
@@ -64,13 +70,22 @@ def _open_path(path: Path) -> Checkpoint:
             from edgellm.converters.checkpoints import safetensors
 
             return safetensors.open_checkpoint(path)
-    if path.suffix.lower() != ".gguf":
+    if path.suffix.lower() != ".gguf" and not _is_gguf(path):
         raise SourceError(
             "neither a .gguf file nor a folder", where=path, fix="give a GGUF file, or the folder with config.json"
         )
     from edgellm.converters.checkpoints import gguf
 
     return gguf.open_checkpoint(path)
+
+
+def _is_gguf(path: Path) -> bool:
+    """Whether a file begins as a GGUF does, whatever its name: caches call them by their hash."""
+    try:
+        with path.open("rb") as file:
+            return path.is_file() and file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def _gguf_models(folder: Path) -> list[Path]:

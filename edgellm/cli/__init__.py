@@ -3,24 +3,28 @@
 A subcommand is one file of this folder, found by its name, whose `command` is a click command; what a command needs is
 imported when it runs, so `edgellm --help` stays fast. Every error that a user can cause is one line on stderr.
 
-Exit status: 0 done, 1 an error, 2 a wrong argument, 130 interrupted.
+Exit status: 0 done, 1 an error, 2 a wrong argument, 130 interrupted, 143 terminated.
 """
 
 from __future__ import annotations
 
+import errno
 import importlib
 import io
+import os
 import pkgutil
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import click
 
 from edgellm._version import __version__
-from edgellm.errors import EdgeError, UsageError
+from edgellm.errors import EdgeError, UsageError, plain
 
 INTERRUPTED = 130
-EXTRAS = {"onnx": "convert", "huggingface_hub": "convert", "onnxruntime": "onnx"}
+EXTRAS = {"onnx": "edgellm[convert]", "huggingface_hub": "edgellm[convert]", "onnxruntime": "edgellm[onnx]"}
 
 
 class Commands(click.Group):
@@ -45,10 +49,11 @@ class Commands(click.Group):
             click.echo(f"error: {error}", err=True)
             ctx.exit(2 if isinstance(error, UsageError) else 1)
         except ModuleNotFoundError as error:
-            extra = EXTRAS.get((error.name or "").partition(".")[0])
-            if extra is None:
+            package = (error.name or "").partition(".")[0]
+            if package in ("", "edgellm"):
                 raise
-            click.echo(f"error: the package '{error.name}' is not installed; pip install 'edgellm[{extra}]'", err=True)
+            install = EXTRAS.get(package, "edgellm")
+            click.echo(f"error: the package '{package}' is not installed; pip install '{install}'", err=True)
             ctx.exit(1)
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -69,7 +74,28 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # A pipe or file gets UTF-8 whatever the system's code page is; a terminal keeps what it can display.
             stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)  # no SIGHUP on Windows; under nohup it is ignored, and stays so
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _terminate)
     try:
         cli()
     except KeyboardInterrupt:  # while importing, before a command runs
         sys.exit(INTERRUPTED)
+    except MemoryError:
+        _fail("out of memory; close programs, or use a smaller model")
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            raise
+        name = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
+        _fail(f"{name}{error.strerror or error}")
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """A request to end lets the command clear away what it began, as an error would."""
+    sys.exit(128 + number)
+
+
+def _fail(text: str) -> None:
+    click.echo(f"error: {plain(text)}", err=True)
+    sys.exit(1)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import sys
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
@@ -69,11 +71,20 @@ def ask_options(command: Command) -> Command:
         click.option("--top-p", type=float, metavar="P", help=f"Keep the likeliest tokens that reach P; {authors}."),
         click.option("--top-k", type=int, metavar="K", help=f"Keep the K likeliest tokens, 0 all; {authors}."),
         click.option("--temperature", type=float, metavar="T", help=f"0 takes the likeliest token; {authors}."),
-        click.option("--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, metavar="N", help="At most."),
+        click.option(
+            "--max-tokens", type=click.IntRange(min=1), default=512, show_default=True, metavar="N", help="New tokens at most."
+        ),
         click.option("--system", metavar="S", help="The system message."),
     ):
         command = option(command)
     return command
+
+
+def show(piece: str) -> None:
+    """Print a piece of an answer. A terminal gets no control characters: it would obey what a model says."""
+    if sys.stdout.isatty():
+        piece = "".join(c for c in piece if c in "\n\t" or unicodedata.category(c) != "Cc")
+    click.echo(piece, nl=False)
 
 
 @contextlib.contextmanager

@@ -41,6 +41,17 @@ def to_json(value: object) -> str:
     return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False)
 
 
+def check_target(path: Path) -> None:
+    """Refuse a file that cannot be written before the work is done for it.
+
+    Raises:
+        ResourceError: it is a folder, or lies in none.
+    """
+    if path.is_dir() or not path.parent.is_dir():
+        reason = "is a folder" if path.is_dir() else "its folder does not exist"
+        raise ResourceError(f"cannot write: {reason}", where=path, fix="choose another file")
+
+
 def write_json(path: Path, value: object) -> None:
     """Write JSON to a file.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli._options import readable, write_json
+from edgellm.cli._options import check_target, readable, write_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +29,8 @@ def command(bundle: Path, trials: int, threads: int | None, json_file: Path | No
     from edgellm.benchmarks.harness import Settings, measure
     from edgellm.cli._options import to_json
 
+    if json_file is not None and json_file != Path("-"):
+        check_target(json_file)
     progress = Console(stderr=True)
     with progress.status("measuring") as status:
         report = measure(

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli._answer import Ask, ask_options, interruptible
-from edgellm.errors import EdgeError
+from edgellm.cli._answer import Ask, ask_options, interruptible, show
+from edgellm.errors import EdgeError, UsageError, plain
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
@@ -42,10 +42,14 @@ def command(
         import readline  # noqa: F401  (line editing and history for input(), where the system has it)
     ask = Ask(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     start: Messages = [] if system is None else [{"role": "system", "content": system}]
+    if sys.stdin is None:
+        raise UsageError("standard input is closed", fix="use 'edgellm run' for one prompt")
+    if edgellm.Bundle.open(bundle).text.chat_template is None:
+        raise UsageError("this model has no chat template", where=bundle, fix="use 'edgellm run --raw', or an instruct model")
     with edgellm.load(bundle, threads=threads) as llm:
         interactive = sys.stdin.isatty()
         if interactive:
-            click.echo(f"{llm.bundle.provenance.source}: {HELP}")
+            click.echo(f"{plain(llm.bundle.provenance.source)}: {HELP}")
         messages = list(start)
         while (line := _read(interactive)) is not None:
             text = line.strip()
@@ -79,7 +83,7 @@ def _turn(llm: LLM, ask: Ask, messages: Messages) -> Messages:
         stream = ask.chat(llm, messages)
         with interruptible(stream):
             for piece in stream:
-                click.echo(piece, nl=False)
+                show(piece)
     except EdgeError as error:
         click.echo(f"error: {error}", err=True)
         return messages[:-1]

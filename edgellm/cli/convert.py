@@ -21,7 +21,7 @@ from edgellm.cli._options import Size, readable
     show_default=True,
     help="Bits of the linear weights; under int4 the embedding and the head keep 8.",
 )
-@click.option("--method", default="rtn", show_default=True, help="How weights are rounded.")
+@click.option("--method", default="rtn", show_default=True, help="How weights are rounded: a file of converters/quantizers.")
 @click.option(
     "--block-size",
     type=click.Choice(["16", "32", "64", "128"]),

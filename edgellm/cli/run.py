@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgellm.cli._answer import Ask, ask_options, interruptible
+from edgellm.cli._answer import Ask, ask_options, interruptible, show
 from edgellm.cli._options import to_json
+from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
@@ -44,14 +45,18 @@ def command(
     if raw and system is not None:
         raise click.UsageError("--system needs the chat template, and --raw leaves it out")
     if prompt == "-":
+        if sys.stdin is None:
+            raise UsageError("standard input is closed", fix="give the prompt as an argument")
         prompt = sys.stdin.read()
+    if not prompt.strip() and not raw:
+        raise UsageError("the prompt is empty", fix="say something")
     ask = Ask(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
     with edgellm.load(bundle, threads=threads) as llm:
         stream = _start(llm, ask, prompt, system, raw)
         with interruptible(stream):
             for piece in stream:
                 if not as_json:
-                    click.echo(piece, nl=False)
+                    show(piece)
         output = stream.output
     if as_json:
         click.echo(to_json(_as_json(output)))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgellm.converters.checkpoints import open_checkpoint
-from edgellm.errors import SourceError
+from edgellm.errors import SourceError, UsageError
 from tests import tiny_folder
 
 
@@ -105,3 +105,23 @@ heavy = {{"torch", "transformers", "huggingface_hub", "safetensors", "peft", "on
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[3])
+
+
+def test_a_gguf_is_known_by_its_content(tmp_path: Path) -> None:
+    assert first(write_gguf(tmp_path / "x.gguf", 4).rename(tmp_path / "sha256-4f2a")) == 4
+
+
+def test_a_bundle_is_no_source(tiny_bundle: Path) -> None:
+    with pytest.raises(SourceError, match="this is a bundle already; run it, or convert the model it was made from"):
+        open_checkpoint(tiny_bundle)
+
+
+def test_a_revision_belongs_to_the_hub(tiny_source: Path) -> None:
+    with pytest.raises(UsageError, match="--revision: only hub models have revisions"):
+        open_checkpoint(tiny_source, revision="main")
+
+
+@pytest.mark.parametrize("source", ["x" * 5000, "nul\0l"])
+def test_what_cannot_be_a_path_is_not_there(source: str) -> None:
+    with pytest.raises(SourceError, match="no such file or folder"):
+        open_checkpoint(source)
