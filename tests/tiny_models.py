@@ -192,8 +192,8 @@ def in_style_of_transformers_4(config: Mapping[str, Any]) -> dict[str, Any]:
         old["partial_rotary_factor"] = scaling.pop("partial_rotary_factor")
     if "original_max_position_embeddings" in old:
         scaling.pop("original_max_position_embeddings", None)
-    if scaling["rope_type"] == "longrope":
-        scaling["type"] = scaling.pop("rope_type")  # Phi 3 was published with the older key
+    if scaling["rope_type"] in ("longrope", "linear", "dynamic"):
+        scaling["type"] = scaling.pop("rope_type")  # models of their time, Phi 3 among them, have the older key
     default = scaling.get("rope_type") == "default"
     old["rope_scaling"] = None if default else scaling
     return old

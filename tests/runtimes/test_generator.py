@@ -35,12 +35,12 @@ def session(short: Any) -> Iterator[Session]:
     session.close()
 
 
-def expected(source: Path, new: int, **settings: Any) -> list[int]:
-    """What transformers generates greedily after PROMPT."""
+def expected(source: Path, new: int, prompt: list[int] = PROMPT, **settings: Any) -> list[int]:
+    """What transformers generates greedily after a prompt."""
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).eval()
-    ids = torch.tensor([PROMPT])
+    ids = torch.tensor([prompt])
     settings = {"max_new_tokens": new, "do_sample": False, "eos_token_id": None, **settings}
-    result: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(PROMPT) :].tolist()
+    result: list[int] = model.generate(ids, attention_mask=torch.ones_like(ids), **settings)[0, len(prompt) :].tolist()
     return result
 
 
@@ -52,10 +52,11 @@ def test_greedy_is_transformers(session: Session, tiny_source: Path) -> None:
 
 
 def test_the_repetition_penalty_counts_the_prompt(session: Session, tiny_source: Path) -> None:
-    plain = list(Generation(session, PROMPT, sampling=GREEDY, max_tokens=20))
-    session.rewind(0)
-    generation = Generation(session, PROMPT, sampling=Sampling(repetition_penalty=1.5), max_tokens=20)
-    assert list(generation) == expected(tiny_source, 20, repetition_penalty=1.5) != plain
+    prompt = expected(tiny_source, 8) + PROMPT  # the model's own favourites
+    generation = Generation(session, prompt, sampling=Sampling(repetition_penalty=1.5), max_tokens=20)
+    assert list(generation) == expected(tiny_source, 20, prompt, repetition_penalty=1.5)
+    only_new = transformers.RepetitionPenaltyLogitsProcessor(1.5, prompt_ignore_length=len(prompt))
+    assert generation.ids != expected(tiny_source, 20, prompt, logits_processor=[only_new])
 
 
 def test_a_stop_id_is_not_among_the_tokens(session: Session) -> None:

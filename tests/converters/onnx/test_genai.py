@@ -33,7 +33,7 @@ def ours(folder: Path, prompt: list[int], tokens: int) -> list[int]:
 @pytest.mark.parametrize("quant", ["fp32", "int4"])
 def test_same_tokens_on_a_tiny_model(quant: str, tmp_path: Path) -> None:
     bundle = convert(tiny_folder.write(tmp_path / "tiny"), tmp_path / "out", quant=quant)
-    prompt = list(range(5, 40))
+    prompt = [1, *range(5, 20), 2, *range(20, 40)]  # an end in the middle, as between the turns of a chat
     assert greedy(bundle.path, prompt, 48) == ours(bundle.path, prompt, 48)
 
 
