@@ -51,6 +51,7 @@ VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "plain": {},
         "one_kv_head": {"num_key_value_heads": 1, "tie_word_embeddings": True},
         "head_dim_80": {"head_dim": 80, "num_attention_heads": 2, "num_key_value_heads": 2},
+        "head_dim_12": {"head_dim": 12, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0}},
         "biases": {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"},
         "llama3_rope": {
             "rope_parameters": {
