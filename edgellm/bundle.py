@@ -188,7 +188,12 @@ class Bundle(Manifest):
             BundleError: a file's content is not what was converted.
         """
         for name, entry in self.files.items():
-            if sha256_file(self.path / name) != entry.sha256:
+            try:
+                there = sha256_file(self.path / name)
+            except OSError as error:
+                reason = error.strerror or error
+                raise BundleError(f"cannot be read: {reason}", where=self.path / name, fix="check its permissions") from error
+            if there != entry.sha256:
                 raise BundleError(
                     "content differs from what was converted (sha256)",
                     where=self.path / name,
@@ -272,9 +277,11 @@ def sha256_file(path: Path) -> str:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is something; False, too, for what is too long for a path or lies where nobody may look."""
+    """Whether there is something, if only behind a locked door; False, too, for what is too long for a path."""
     try:
         return path.exists()
+    except PermissionError:
+        return True
     except OSError:
         return False
 
@@ -297,13 +304,16 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     where = folder / MANIFEST
     if not exists(folder):
         raise BundleError("no such folder", where=folder, fix="check the path, or make a bundle with 'edgellm convert'")
-    if not where.is_file():
-        raise BundleError(f"not a bundle (no {MANIFEST})", where=folder, fix="make one with 'edgellm convert'")
     try:
+        if not where.is_file():
+            raise BundleError(f"not a bundle (no {MANIFEST})", where=folder, fix="make one with 'edgellm convert'")
         if where.stat().st_size > MAX_MANIFEST_BYTES:
             raise BundleError(f"larger than {MAX_MANIFEST_BYTES >> 20} MiB", where=where, fix="convert the model again")
         manifest = json.loads(where.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        reason = error.strerror or error
+        raise BundleError(f"cannot be read: {reason}", where=where, fix="check its permissions") from error
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"unreadable manifest: {error}", where=where, fix="copy the bundle again") from error
     if not isinstance(manifest, dict):
         raise BundleError("the manifest is not a JSON object", where=where, fix="convert the model again")

@@ -93,6 +93,12 @@ def _check_graph(inference: Any, graph: Graph, bundle: Bundle) -> None:
         "logits": (None, None, bundle.spec.vocab_size),
     }
     for layout in graph.kv:
+        if layout.capacity != "session":
+            raise BundleError(
+                f"the KV cache is said to belong to the {layout.capacity}",
+                where=bundle.file(graph.file),
+                fix="upgrade edgellm, or convert the model again",
+            )
         for layer in layout.layers:
             for template in (layout.past_key, layout.past_value, layout.present_key, layout.present_value):
                 name = template.replace("{layer}", str(layer))

@@ -47,7 +47,10 @@ def _open(source: str | os.PathLike[str], revision: str | None) -> Checkpoint:
     if exists(path):
         if revision is not None:
             raise UsageError("only hub models have revisions", where="--revision", fix="leave it out for a local model")
-        return _open_path(path)
+        try:
+            return _open_path(path)
+        except OSError as error:
+            raise SourceError(f"cannot be read: {error.strerror or error}", where=path, fix="check its permissions") from error
     if isinstance(source, str) and HUB_ID.fullmatch(source):
         from edgellm.converters.checkpoints import hub
 
@@ -81,9 +84,11 @@ def _open_path(path: Path) -> Checkpoint:
 
 def _is_gguf(path: Path) -> bool:
     """Whether a file begins as a GGUF does, whatever its name: caches call them by their hash."""
+    if not path.is_file():  # opening a FIFO would wait for ever
+        return False
     try:
         with path.open("rb") as file:
-            return path.is_file() and file.read(len(MAGIC)) == MAGIC
+            return file.read(len(MAGIC)) == MAGIC
     except OSError:
         return False
 

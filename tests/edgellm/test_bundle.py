@@ -204,3 +204,21 @@ def test_kv_tensors_that_cannot_be_bound(bundle: Path, field: str, value: str, m
     edit(bundle, change)
     with pytest.raises(BundleError, match=message):
         Bundle.open(bundle)
+
+
+def test_a_file_that_cannot_be_read_is_named(bundle: Path) -> None:
+    opened = Bundle.open(bundle)
+    (bundle / "tokenizer.json").unlink()
+    (bundle / "tokenizer.json").mkdir()
+    with pytest.raises(BundleError, match=r"tokenizer\.json: cannot be read: .*; check its permissions"):
+        opened.verify()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is locked to root")
+def test_a_locked_bundle_is_no_missing_one(bundle: Path) -> None:
+    bundle.chmod(0)
+    try:
+        with pytest.raises(BundleError, match="cannot be read: Permission denied"):
+            Bundle.open(bundle)
+    finally:
+        bundle.chmod(0o700)

@@ -265,16 +265,24 @@ def test_a_graph_that_is_none(tiny_bundle: Path, tmp_path: Path, capfd: pytest.C
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("field", ["kv_heads", "head_dim", "past_key", "present_value", "vocab_size"])
+@pytest.mark.parametrize("field", ["kv_heads", "head_dim", "dtype", "past_key", "present_value", "vocab_size"])
 def test_a_manifest_that_is_not_the_graphs(tiny_bundle: Path, tmp_path: Path, field: str) -> None:
     folder = copy(tiny_bundle, tmp_path)
 
     def change(manifest: dict[str, Any]) -> None:
         fields = manifest["spec"] if field == "vocab_size" else manifest["graphs"]["onnx"]["kv"][0]
-        fields[field] = fields[field] + 1 if isinstance(fields[field], int) else "nowhere.{layer}"
+        other = "float16" if field == "dtype" else "nowhere.{layer}"
+        fields[field] = fields[field] + 1 if isinstance(fields[field], int) else other
 
     edit_manifest(folder, change)
     with pytest.raises(BundleError, match="not as the manifest says"):
+        open_runtime(Bundle.open(folder))
+
+
+def test_a_cache_that_the_session_does_not_own(tiny_bundle: Path, tmp_path: Path) -> None:
+    folder = copy(tiny_bundle, tmp_path)
+    edit_manifest(folder, lambda manifest: manifest["graphs"]["onnx"]["kv"][0].update(capacity="model"))
+    with pytest.raises(BundleError, match="the KV cache is said to belong to the model"):
         open_runtime(Bundle.open(folder))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -111,6 +112,13 @@ def test_a_gguf_is_known_by_its_content(tmp_path: Path) -> None:
     assert first(write_gguf(tmp_path / "x.gguf", 4).rename(tmp_path / "sha256-4f2a")) == 4
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs are POSIX's")
+def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match=r"neither a \.gguf file nor a folder"):
+        open_checkpoint(tmp_path / "pipe")
+
+
 def test_a_bundle_is_no_source(tiny_bundle: Path) -> None:
     with pytest.raises(SourceError, match="this is a bundle already; run it, or convert the model it was made from"):
         open_checkpoint(tiny_bundle)
@@ -125,3 +133,11 @@ def test_a_revision_belongs_to_the_hub(tiny_source: Path) -> None:
 def test_what_cannot_be_a_path_is_not_there(source: str) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         open_checkpoint(source)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is locked to root")
+def test_a_locked_folder(tmp_path: Path) -> None:
+    locked = tmp_path / "locked"
+    locked.mkdir(mode=0)
+    with pytest.raises(SourceError, match="locked: cannot be read: Permission denied; check its permissions"):
+        open_checkpoint(locked)
