@@ -68,8 +68,8 @@ def write(folder: Path, graph: Graph, spec: ModelSpec, text: TextPolicy, generat
 def _padding(spec: ModelSpec, text: TextPolicy) -> int:
     """A padding id that no prompt contains.
 
-    onnxruntime-genai masks every prompt token that equals the padding id, so an id that ends turns must not be it: the
-    models that pad with their end of turn would lose their own chat markers.
+    In a batch, onnxruntime-genai takes padding ids at the end of a prompt for padding and masks them, so an id that ends
+    turns must not be it, though many models name theirs.
     """
     if text.pad_id is not None and text.pad_id not in text.eos_ids and text.pad_id != text.bos_id:
         return text.pad_id

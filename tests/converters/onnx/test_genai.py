@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import edgellm
@@ -35,6 +37,22 @@ def test_same_tokens_on_a_tiny_model(quant: str, tmp_path: Path) -> None:
     bundle = convert(tiny_folder.write(tmp_path / "tiny"), tmp_path / "out", quant=quant)
     prompt = [1, *range(5, 20), 2, *range(20, 40)]  # an end in the middle, as between the turns of a chat
     assert greedy(bundle.path, prompt, 48) == ours(bundle.path, prompt, 48)
+
+
+def test_the_end_of_a_turn_is_not_taken_for_padding(tmp_path: Path) -> None:
+    """Though the model names it as its padding, as many do."""
+    source = tiny_folder.write(tmp_path / "tiny")
+    settings = json.loads((source / "tokenizer_config.json").read_text(encoding="utf-8"))
+    named = {**settings, "pad_token": settings["eos_token"]}
+    (source / "tokenizer_config.json").write_text(json.dumps(named), encoding="utf-8")
+    bundle = convert(source, tmp_path / "out", quant="fp32")
+    assert bundle.text.pad_id == 2 == bundle.text.eos_ids[0]
+    model = genai.Model(str(bundle.path))
+    search = genai.GeneratorParams(model)
+    search.set_search_options(max_length=20, batch_size=2)
+    generator = genai.Generator(model, search)
+    generator.append_tokens(np.array([[1, 5, 2], [1, 2, 2]], dtype=np.int32))
+    assert generator.get_input("attention_mask").tolist() == [[1, 1, 1]] * 2
 
 
 @pytest.mark.slow
