@@ -104,12 +104,11 @@ def test_a_model_without_a_template_says_so_before_the_first_question(tmp_path: 
     assert "edgellm run --raw" in one_line("run", tmp_path / "bundle", "hi", "--system", "Be brief.", status=2)
 
 
-def test_a_name_in_a_model_does_not_command_the_terminal(source: Path, tmp_path: Path) -> None:
-    hostile = Path(shutil.copytree(source, tmp_path / "hostile"))
-    (hostile / "README.md").write_text('---\nlicense: "\\x1b]0;owned\\x07"\n---\n', encoding="utf-8")
-    result = edgellm("inspect", hostile)
+@POSIX
+def test_a_name_does_not_command_the_terminal(source: Path, tmp_path: Path) -> None:
+    result = edgellm("inspect", shutil.copytree(source, tmp_path / "evil\x1b]0;owned\x07"))
     assert result.exit_code == 0
-    assert "owned" in result.stdout
+    assert r"evil\x1b]0;owned\x07" in result.stdout
     assert "\x1b" not in result.stdout
     assert "\x1b" not in one_line("inspect", tmp_path / "no\x1b[2Jsuch")
 

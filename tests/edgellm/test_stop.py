@@ -42,7 +42,7 @@ def test_what_is_held_back_comes_at_the_end() -> None:
     assert not stop.found
 
 
-@pytest.mark.parametrize("stops", [[""], ["a", ""], [3], ""])
+@pytest.mark.parametrize("stops", [[""], ["a", ""], [3], "", 5, None])
 def test_a_stop_that_is_none(stops: object) -> None:
     with pytest.raises(UsageError, match="stop"):
         StopStrings(stops)  # type: ignore[arg-type]

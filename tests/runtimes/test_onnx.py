@@ -129,6 +129,7 @@ def test_rewind(session: Session, reference: Any) -> None:
         ([5, 2**62], "outside"),
         ([1.5, 2.0], "integers"),
         ([[1, 2]], "flat"),
+        ([[1], [2, 3]], "flat"),
         (["a"], "integers"),
         ([3] * 4097, "4106, and the context is 4096"),
     ],
