@@ -274,7 +274,7 @@ def test_a_gguf_is_refused_with_the_cure(pair: tuple[Path, Path], tmp_path: Path
 
 def test_a_fine_tunes_own_tokenizer_and_template_are_taken(pair: tuple[Path, Path]) -> None:
     base, adapter = pair
-    (base / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.5}')
+    (base / "generation_config.json").write_text('{"eos_token_id": 2, "do_sample": true, "temperature": 0.5}')
     (base / "chat_template.jinja").write_text("base")
     (base / "LICENSE").write_text("base")
     (adapter / "LICENSE").write_text("adapter")
