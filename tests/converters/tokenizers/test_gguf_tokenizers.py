@@ -2,68 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import functools
 import json
 import time
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
-import gguf
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, pre_tokenizers
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer
 
-from edgellm.converters.checkpoints.base import Text
 from edgellm.converters.checkpoints.gguf import open_checkpoint
 from edgellm.converters.tokenizers.gguf import text
 from edgellm.converters.tokenizers.pretokenizers import PRE_TOKENIZERS
-from edgellm.errors import SourceError
-
-SAMPLES: list[str] = json.loads((Path(__file__).parents[2] / "data" / "text_samples.json").read_text(encoding="utf-8"))
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-MIXED = st.text(max_size=40) | st.lists(st.sampled_from([*"aA1 \n\t'.é你😀▁<|>", "  ", "the", " the", "\u0301", "\u200d"])).map(
-    "".join
+from tests.gguf_tokenizers import (
+    MIXED,
+    SAMPLES,
+    Rebuilt,
+    byte_level_metadata,
+    rebuilt,
+    sentencepiece_metadata,
+    sentencepiece_model,
+    write_gguf,
 )
-
-
-class Rebuilt(NamedTuple):
-    """A rebuilt tokenizer beside llama.cpp on the same file."""
-
-    text: Text
-    tokenizer: Tokenizer
-    peer: Any
-
-    def ids(self, sample: str, *, special: bool = True) -> list[int]:
-        return list(self.tokenizer.encode(sample, add_special_tokens=special).ids)
-
-    def peer_ids(self, sample: str, *, special: bool = True) -> list[int]:
-        """Whether a beginning or end of text is added is llama.cpp's own reading of the file."""
-        return list(self.peer.tokenize(sample.encode(), add_bos=special, special=True))
-
-    def peer_ends(self) -> set[int]:
-        import llama_cpp
-
-        vocab: Any = llama_cpp.llama_model_get_vocab(self.peer._model.model)
-        return {index for index in range(self.peer.n_vocab()) if llama_cpp.llama_vocab_is_eog(vocab, ctypes.c_int32(index))}
-
-
-def rebuilt(path: Path) -> Rebuilt:
-    llama_cpp = pytest.importorskip("llama_cpp")
-    with open_checkpoint(path) as checkpoint:
-        made = text(checkpoint.metadata)
-    return Rebuilt(
-        made, Tokenizer.from_str(made.tokenizer.decode()), llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
-    )
-
 
 # --- the real models ---------------------------------------------------------------------------------------------------
 
@@ -179,52 +142,6 @@ def test_transformers_loads_the_folder(name: str, real: Callable[[str], Rebuilt]
 
 # --- byte-level BPE, every pre-tokenizer --------------------------------------------------------------------------------
 
-MARKERS = {"<|endoftext|>": CONTROL, "<|im_start|>": CONTROL, "<|im_end|>": CONTROL, "<tool_call>": USER_DEFINED}
-
-
-@functools.cache
-def byte_level_metadata() -> Mapping[str, Any]:
-    """A small byte-level BPE without pre-tokenizer, so that its merges cross whatever a pre-tokenizer cuts."""
-    trained = Tokenizer(BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    trainer = BpeTrainer(vocab_size=4000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    # Cut everywhere, so that tokens start and end anywhere. No markers: llama.cpp takes "<eos>" for one whatever its type.
-    plain = [sample for sample in SAMPLES if "<" not in sample]
-    pieces = [sample[cut : cut + size] for sample in plain for size in (2, 3, 5, 8) for cut in range(len(sample))]
-    trained.train_from_iterator(pieces, trainer)
-    model = json.loads(trained.to_str())["model"]
-    tokens = [*sorted(model["vocab"], key=model["vocab"].__getitem__), *MARKERS]
-    return {
-        "general.architecture": "llama",
-        "tokenizer.ggml.model": "gpt2",
-        "tokenizer.ggml.pre": "gpt-2",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.token_type": [MARKERS.get(token, NORMAL) for token in tokens],
-        "tokenizer.ggml.merges": [" ".join(pair) for pair in model["merges"]],
-        "tokenizer.ggml.bos_token_id": tokens.index("<|im_start|>"),
-        "tokenizer.ggml.eos_token_id": tokens.index("<|im_end|>"),
-    }
-
-
-def write_gguf(path: Path, metadata: Mapping[str, Any]) -> Path:
-    """A file without tensors, by gguf-py."""
-    writer = gguf.GGUFWriter(path, metadata["general.architecture"])
-    for key, value in metadata.items():
-        if key == "general.architecture":
-            continue
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, str):
-            writer.add_string(key, value)
-        else:
-            writer.add_array(key, value)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.close()
-    return path
-
 
 # Where llama.cpp only comes near the expression of the model's own tokenizer.json: it knows case and marks of ASCII only,
 # or takes wide spaces for narrow ones. We keep to the expression.
@@ -258,63 +175,6 @@ def test_pre_tokenizers_that_llama_cpp_cannot_confirm(pre: str, sample: str, pie
 
 
 # --- SentencePiece ------------------------------------------------------------------------------------------------------
-
-
-@functools.cache
-def sentencepiece_model(prefix: bool, bytes_too: bool) -> bytes:
-    """A small SentencePiece BPE as the families train theirs, with user-defined tokens among which are runs of spaces."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    import io
-
-    out = io.BytesIO()
-    plain = [sample for sample in SAMPLES if "<" not in sample and "\0" not in sample]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(plain * 20),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=900,
-        character_coverage=0.98,
-        byte_fallback=bytes_too,
-        add_dummy_prefix=prefix,
-        remove_extra_whitespaces=False,
-        normalization_rule_name="identity",
-        split_by_whitespace=True,
-        allow_whitespace_only_pieces=True,
-        # Llama 2 has the prefix and no such tokens, Gemma these and no prefix.
-        user_defined_symbols=[] if prefix else ["<tag>", "\n", "\n\n", *["▁" * length for length in range(2, 8)]],
-        control_symbols=["<end_of_turn>", "<|endoftext|>"],
-        pad_id=3,
-        minloglevel=2,
-    )
-    return out.getvalue()
-
-
-def sentencepiece_metadata(model: bytes, *, prefix: bool) -> dict[str, Any]:
-    """As llama.cpp's converter writes it: spaces of user-defined tokens are plain, and only theirs."""
-    import sentencepiece
-
-    peer = sentencepiece.SentencePieceProcessor(model_proto=model)
-    proto = gguf_proto(model)
-    tokens = [p.piece.replace("▁", " ") if p.type == USER_DEFINED else p.piece for p in proto.pieces]
-    return {
-        "general.architecture": "llama",
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": [-1000.0 if p.type in (CONTROL, USER_DEFINED) else float(p.score) for p in proto.pieces],
-        "tokenizer.ggml.token_type": [int(p.type) for p in proto.pieces],
-        "tokenizer.ggml.bos_token_id": peer.bos_id(),
-        "tokenizer.ggml.eos_token_id": peer.eos_id(),
-        "tokenizer.ggml.unknown_token_id": peer.unk_id(),
-        "tokenizer.ggml.padding_token_id": peer.pad_id(),
-        "tokenizer.ggml.add_space_prefix": prefix,
-    }
-
-
-def gguf_proto(model: bytes) -> Any:
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto: Any = sentencepiece_model_pb2
-    return proto.ModelProto.FromString(model)
 
 
 @pytest.mark.parametrize("prefix", [True, False])
@@ -369,140 +229,3 @@ def test_phi3_markers_swallow_the_space_after_them(tmp_path: Path) -> None:
     for sample in ("<end_of_turn>\n\n x", "a <end_of_turn>  b", "<s> a"):
         assert model.ids(sample) == model.peer_ids(sample)
     assert model.ids("<end_of_turn> \n", special=False) == [model.tokenizer.token_to_id("<end_of_turn>")]
-
-
-# --- policies and damage ------------------------------------------------------------------------------------------------
-
-
-def ids_of(metadata: Mapping[str, object], sample: str) -> list[int]:
-    return list(Tokenizer.from_str(text(metadata).tokenizer.decode()).encode(sample).ids)
-
-
-@pytest.mark.parametrize(("add_bos", "add_eos"), [(True, False), (False, True), (True, True), (False, False)])
-def test_what_is_added_around_a_text(add_bos: bool, add_eos: bool) -> None:
-    metadata = {**byte_level_metadata(), "tokenizer.ggml.add_bos_token": add_bos, "tokenizer.ggml.add_eos_token": add_eos}
-    bos, eos = metadata["tokenizer.ggml.bos_token_id"], metadata["tokenizer.ggml.eos_token_id"]
-    plain = ids_of(byte_level_metadata(), "some text")
-    assert ids_of(metadata, "some text") == [bos] * add_bos + plain + [eos] * add_eos
-
-
-@pytest.mark.parametrize(("pre", "whole"), [("llama-bpe", True), ("tekken", True), ("gpt-2", False), ("qwen2", False)])
-def test_a_word_that_is_a_token_needs_no_merges_in_some_families(pre: str, whole: bool, tmp_path: Path) -> None:
-    metadata = {**byte_level_metadata(), "tokenizer.ggml.pre": pre, "tokenizer.ggml.add_bos_token": False}
-    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], "ĠZqxzv"]
-    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], NORMAL]
-    model = rebuilt(write_gguf(tmp_path / "vocabulary.gguf", metadata))
-    assert (len(model.ids(" Zqxzv")) == 1) == whole
-    assert model.ids(" Zqxzv") == model.peer_ids(" Zqxzv")
-
-
-@pytest.mark.parametrize("outside", [-1, 2**32 - 1, 2**64])
-def test_an_id_outside_the_vocabulary_counts_as_none(outside: int) -> None:
-    names = ("bos", "eos", "eot", "unknown", "padding")
-    made = text({**byte_level_metadata(), **{f"tokenizer.ggml.{name}_token_id": outside for name in names}})
-    assert made.bos_id is None
-    assert made.pad_id is None
-    assert outside not in made.eos_ids
-
-
-def test_llama_3_adds_its_beginning_unasked() -> None:
-    metadata = {**byte_level_metadata(), "tokenizer.ggml.pre": "llama-bpe"}
-    bos = metadata["tokenizer.ggml.bos_token_id"]
-    assert ids_of(metadata, "x")[0] == bos
-    assert ids_of({**metadata, "tokenizer.ggml.add_bos_token": False}, "x")[0] != bos
-
-
-def test_ends_are_the_files_own_first() -> None:
-    metadata = byte_level_metadata()
-    tokens = metadata["tokenizer.ggml.tokens"]
-    ends = text({**metadata, "tokenizer.ggml.eos_token_id": 7, "tokenizer.ggml.eot_token_id": 9}).eos_ids
-    assert ends == (7, 9, tokens.index("<|endoftext|>"), tokens.index("<|im_end|>"))
-
-
-def test_an_end_marker_that_is_no_control_token_is_text() -> None:
-    metadata = dict(byte_level_metadata())
-    end = metadata["tokenizer.ggml.tokens"].index("<|endoftext|>")
-    types = [USER_DEFINED if index == end else kind for index, kind in enumerate(metadata["tokenizer.ggml.token_type"])]
-    assert end not in text({**metadata, "tokenizer.ggml.token_type": types}).eos_ids
-
-
-def test_numpy_arrays_are_as_good_as_lists() -> None:
-    metadata = sentencepiece_metadata(sentencepiece_model(False, True), prefix=False)
-    arrays = {
-        **metadata,
-        "tokenizer.ggml.scores": np.array(metadata["tokenizer.ggml.scores"], dtype=np.float32),
-        "tokenizer.ggml.token_type": np.array(metadata["tokenizer.ggml.token_type"], dtype=np.int32),
-    }
-    assert text(arrays) == text(metadata)
-
-
-def test_rows_without_a_token_are_left_out() -> None:
-    metadata = dict(byte_level_metadata())
-    size = len(metadata["tokenizer.ggml.tokens"])
-    metadata["tokenizer.ggml.tokens"] = [*metadata["tokenizer.ggml.tokens"], f"[PAD{size}]"]
-    metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], UNUSED]
-    assert Tokenizer.from_str(text(metadata).tokenizer.decode()).get_vocab_size() == size
-
-
-def test_chat_template_and_sampling_are_kept() -> None:
-    metadata = {
-        **byte_level_metadata(),
-        "tokenizer.chat_template": "{{ messages }}",
-        "general.sampling.temp": 0.6,
-        "general.sampling.top_k": 20,
-        "general.sampling.penalty_repeat": 1.05,
-    }
-    made = text(metadata)
-    assert made.chat_template == "{{ messages }}"
-    assert made.generation == {"temperature": 0.6, "top_k": 20, "repetition_penalty": 1.05}
-    named = {**byte_level_metadata(), "tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "t"}
-    assert text(named).chat_template == "t"
-    assert text(byte_level_metadata()).chat_template is None
-
-
-GGML = "tokenizer.ggml."
-DAMAGE: dict[str, dict[str, object]] = {
-    "no tokens": {GGML + "tokens": None},
-    "tokens are no list": {GGML + "tokens": "abc"},
-    "tokens are numbers": {GGML + "tokens": [1, 2]},
-    "a token twice": {GGML + "tokens": ["a", "b", "a"], GGML + "merges": ["a b"], GGML + "token_type": [1, 1, 1]},
-    "unknown kind": {GGML + "model": "t5"},
-    "kind missing": {GGML + "model": None},
-    "unknown pre-tokenizer": {GGML + "pre": "nonesuch"},
-    "pre-tokenizer is a list": {GGML + "pre": ["qwen2"]},
-    "no merges": {GGML + "merges": None},
-    "a merge of one": {GGML + "merges": ["abc"]},
-    "a merge of strangers": {GGML + "merges": ["never seen"]},
-    "too few types": {GGML + "token_type": [1, 2]},
-    "types are text": {GGML + "token_type": ["x"] * 9999},
-    "types are ragged": {GGML + "token_type": [[1], [2, 3]]},
-    "id is text": {GGML + "bos_token_id": "1"},
-    "id is a flag": {GGML + "eos_token_id": True},
-    "no scores": {GGML + "model": "llama"},
-    "scores too short": {GGML + "model": "llama", GGML + "scores": [0.5]},
-}
-
-
-@pytest.mark.parametrize("name", DAMAGE)
-def test_damage_is_one_clear_line(name: str) -> None:
-    metadata = {key: value for key, value in {**byte_level_metadata(), **DAMAGE[name]}.items() if value is not None}
-    with pytest.raises(SourceError) as caught:
-        text(metadata)
-    assert caught.value.fix
-    assert "\n" not in str(caught.value)
-
-
-ODD = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.text() | st.integers() | st.floats())
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    changes=st.dictionaries(
-        st.sampled_from([key for key in byte_level_metadata() if key != "general.architecture"] + [GGML + "scores"]), ODD
-    ),
-    kind=st.sampled_from(["gpt2", "llama"]),
-)
-def test_hostile_metadata_never_gets_past_source_error(changes: dict[str, object], kind: str) -> None:
-    small = {GGML + "tokens": ["a", "b", "ab"], GGML + "merges": ["a b"], GGML + "token_type": [1, 1, 3], GGML + "model": kind}
-    with contextlib.suppress(SourceError):
-        text({**small, GGML + "scores": [0.0, 1.0, float("nan")], **changes})
