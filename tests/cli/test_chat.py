@@ -71,7 +71,7 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._file, text.encode())
 
-    def wait_for(self, text: str, seconds: float = 120) -> str:
+    def wait_for(self, text: str, seconds: float = 30) -> str:
         """What was shown up to and with `text`, which is then forgotten."""
         deadline = time.monotonic() + seconds
         while text not in self.shown:
