@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ FIRST_CAPACITY = 256
 MASKS = 64  # attention masks made at once: making one between two steps, with cold caches, takes 0.1 ms
 ELEMENTS = {"float32": "float"}  # where onnxruntime does not name a type as numpy does
 LAST, ALL, NONE = -1, 0, 1 << 40
+TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"  # heeded only while its library starts
 SILENT = 4  # onnxruntime's severity "fatal": what goes wrong comes as an exception, not on the terminal
 
 logger = logging.getLogger(__name__)
@@ -40,11 +42,15 @@ logger = logging.getLogger(__name__)
 def load(bundle: Bundle, *, threads: int, max_context: int) -> OnnxRuntime:
     """Load the bundle's ONNX graph; onnxruntime's telemetry is off before its library starts.
 
+    Where the application has imported onnxruntime already, that is too late, and a warning says so.
+
     Raises:
         RuntimeUnavailable: onnxruntime is not installed or cannot start here.
         BundleError: onnxruntime refuses the graph, or the graph is not as the manifest says.
     """
-    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    if "onnxruntime" in sys.modules and os.environ.get(TELEMETRY_OFF) != "1":
+        logger.warning("onnxruntime was imported before edgellm could turn its telemetry off: set %s=1 first", TELEMETRY_OFF)
+    os.environ[TELEMETRY_OFF] = "1"
     try:
         import onnxruntime  # type: ignore[import-untyped]
     except ImportError as error:

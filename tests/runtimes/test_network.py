@@ -81,3 +81,25 @@ def test_a_generation_sends_and_stores_nothing(tiny_bundle: Path, tmp_path: Path
     assert (result.returncode, result.stdout, result.stderr) == (0, "length\n", "")
     left = {path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {(".cache", "edgellm")}, "only the stamp of the verified bundle"
+
+
+@pytest.mark.parametrize(
+    ("before", "warned"),
+    [
+        ("", False),
+        ("import onnxruntime\n", True),
+        ("import os; os.environ['ORT_DISABLE_TELEMETRY'] = '1'; import onnxruntime\n", False),
+    ],
+)
+def test_an_import_that_came_too_early_is_said(before: str, warned: bool, tiny_bundle: Path) -> None:
+    """Without the filter: what this is about is that edgellm cannot undo it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("ORT_")}
+    program = before + "import sys, edgellm\nfor _ in range(2): edgellm.load(sys.argv[1]).close()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tiny_bundle)],
+        env={**environment, "PYTHONPATH": str(ROOT), "CI": "true"},  # onnxruntime itself keeps quiet under CI
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.count("set ORT_DISABLE_TELEMETRY=1 first") == int(warned)
