@@ -13,6 +13,8 @@ the context's) and runs.
 from __future__ import annotations
 
 import logging
+import math
+import mmap
 import os
 import sys
 from collections.abc import Sequence
@@ -27,7 +29,7 @@ from edgellm.runtimes import memory
 from edgellm.runtimes.session import Logits
 
 NAME = "onnx"
-CHUNK = 256  # prompt tokens in one run: longer ones are no faster, and hold more activations
+CHUNK = 128  # prompt tokens in one run: longer ones are no faster, and hold more activations
 LOGITS_BYTES = 64 << 20  # of one run of `logits`
 FIRST_CAPACITY = 256
 MASKS = 64  # attention masks made at once: making one between two steps, with cold caches, takes 0.1 ms
@@ -284,7 +286,7 @@ class OnnxSession:
             )
         ones = np.ones((1, capacity), dtype=np.int64)
         for index, (past, present, old) in enumerate(self._kv):
-            new = np.zeros((1, old.shape[1], capacity, old.shape[3]), dtype=old.dtype)
+            new = _pages((1, old.shape[1], capacity, old.shape[3]), old.dtype)
             new[:, :, : self._length] = old[:, :, : self._length]
             value = self._ort_value(new)
             for binding in (self._step, self._many):
@@ -338,6 +340,17 @@ class _Undo:
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None:
             self._session._length = self._length
+
+
+def _pages(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Zeros on pages of their own: resident once they are written, and given back at once when the array goes.
+
+    Cache buffers of a few hundred kB from malloc's heap would stay there as holes after every growth.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    # Python's own default is a mapping that a forked child would write to as well
+    pages = mmap.mmap(-1, size) if sys.platform == "win32" else mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def _reason(error: Exception) -> str:
