@@ -6,6 +6,7 @@ from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Rule, Scheme
 
 QUANTS = ("int4", "int8", "fp32")
+TABLE_BLOCK = 64  # of the embedding and the head, at the least: in 8 bit a finer block buys no closeness, only scales to read
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -21,7 +22,7 @@ def recipe(quant: str, method: str, block_size: int) -> Recipe:
         raise UsageError(f"unknown quantization '{quant}'", where="--quant", fix=f"choose one of {', '.join(QUANTS)}")
     if quant == "fp32":
         return Recipe("fp32", "none")
-    tables = tuple(Rule(f"{name}.weight", Scheme(8, block_size)) for name in ("embed", "head"))
+    tables = tuple(Rule(f"{name}.weight", Scheme(8, max(block_size, TABLE_BLOCK))) for name in ("embed", "head"))
     scheme = Scheme(4, block_size, symmetric=False) if quant == "int4" else Scheme(8, block_size)
     linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
     return Recipe(quant, method, tables + linears)
