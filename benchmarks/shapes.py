@@ -16,19 +16,16 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer, models
 
+from edgellm.benchmarks import conversion
+
 CHUNK = 1 << 25  # values of the random block that all tensors are cut from
 SPREAD = 0.02
-CONVERT = (
-    "import sys; from edgellm.benchmarks.machine import peak_rss; from edgellm.conversion import convert;"
-    "convert(sys.argv[1], sys.argv[2], quant=sys.argv[3]); print(peak_rss())"
-)
 BENCH = (
     "import json, sys; from edgellm.benchmarks.harness import Settings, measure;"
     "print(json.dumps(measure(sys.argv[1], Settings(prompts=(128, 512), trials=3)).to_json()))"
@@ -111,17 +108,14 @@ def run(name: str, folder: Path, quant: str) -> str:
     source, bundle = folder / f"{name}-random", folder / f"{name}-{quant}"
     try:
         write(source, SHAPES[name])
-        started = time.perf_counter()
-        command = [sys.executable, "-c", CONVERT, str(source), str(bundle), quant]
-        peak = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1e6
-        seconds = time.perf_counter() - started
+        cost = conversion.measure(f"convert to {quant}", source, bundle)
         size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
         done = subprocess.run([sys.executable, "-c", BENCH, str(bundle)], check=True, capture_output=True, text=True)
         report = json.loads(done.stdout)
         figures = {series["name"]: series["median"] for series in report["series"]}
         measured = " | ".join(f"{figures[key]:,.0f}" for key in figures if key.startswith(("load", "prefill", "decode")))
-        conversion = f"{seconds:.0f} s, {peak:,.0f} MB"
-        return f"| {name} {quant} | {conversion} | {size:,.0f} MB | {measured} | {report['peak_rss'] / 1e6:,.0f} MB |"
+        made = f"{cost.seconds:.0f} s, {(cost.rss or 0) / 1e6:,.0f} MB"
+        return f"| {name} {quant} | {made} | {size:,.0f} MB | {measured} | {report['peak_rss'] / 1e6:,.0f} MB |"
     finally:
         shutil.rmtree(source, ignore_errors=True)
         shutil.rmtree(bundle, ignore_errors=True)

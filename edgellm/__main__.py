@@ -1,7 +1,18 @@
-"""`python -m edgellm` is the `edgellm` command."""
+"""The `edgellm` command, also as `python -m edgellm`."""
 
 from __future__ import annotations
 
-from edgellm.cli import main
+import sys
 
-main()
+
+def main() -> None:
+    """Entry point: Ctrl-C while the command line is imported ends as quietly as it does later."""
+    try:
+        from edgellm.cli import main as command
+    except KeyboardInterrupt:
+        sys.exit(130)  # edgellm.cli.INTERRUPTED
+    command()
+
+
+if __name__ == "__main__":
+    main()

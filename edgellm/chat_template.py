@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from types import NoneType
 from typing import Any, NoReturn
 
 import jinja2
@@ -76,6 +77,12 @@ class ChatTemplate:
             UsageError: the messages are not what the template takes; its own words are in the error.
             BundleError: the template did what a chat template must not.
         """
+        if not isinstance(options, (Mapping, NoneType)):
+            raise UsageError(
+                "are no mapping", where="template options", fix='pass names and values, as {"enable_thinking": False}'
+            )
+        if not isinstance(tools, (list, tuple, NoneType)) or not all(isinstance(tool, Mapping) for tool in tools or ()):
+            raise UsageError("are no list of JSON schemas", where="tools", fix="pass a list of dicts")
         variables: dict[str, Any] = {**self._special_tokens, **_plain(dict(options or {}), 0)}
         if taken := _RESERVED & variables.keys():
             raise UsageError(

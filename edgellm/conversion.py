@@ -15,11 +15,12 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, TextPolicy, write_manifest
 from edgellm.converters.checkpoints.base import Text
-from edgellm.errors import BundleError, EdgeError, ResourceError
+from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 DEFAULT_SLICE = 4 << 20
@@ -76,6 +77,9 @@ def convert(
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.recipes import recipe as make_recipe
 
+    for name, number in (("max_ram", max_ram), ("max_context", max_context)):
+        if not isinstance(number, (int, NoneType)):
+            raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     make_plan = targets.find(target)
     quantize = quantizers.find(method)
     recipe = make_recipe(quant, method, block_size)

@@ -172,16 +172,18 @@ class LLM:
         Raises:
             UsageError: no messages, the bundle has no chat template, or as in `generate`.
         """
-        if self._template is None:
-            raise UsageError(
-                "the bundle has no chat template", where=self.bundle.path, fix="use generate(), or 'edgellm run --raw'"
-            )
         if not messages:
             raise UsageError("no messages", fix='give at least {"role": "user", "content": "..."}')
         sampling = self._sampling(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         text = self._template().render(messages, add_generation_prompt=True, tools=tools, options=template_options)
         # the template writes the special tokens itself, the beginning of text included
         ids = self._encode(text, special=False)
+        if not ids:
+            raise UsageError(
+                "the chat template renders these messages to nothing",
+                where=self.bundle.path,
+                fix="check the roles, or use generate() or 'edgellm run --raw'",
+            )
         started = self._start(ids, list(messages), sampling, max_tokens, stop)
         return started if stream else started.result()
 

@@ -109,17 +109,6 @@ class Tokenizer:
         token = self._backend.id_to_token(token_id)
         return b"" if token is None else self._spelling.bytes_of(token, literal=token_id in self._literal)
 
-    def token_text(self, token_id: int) -> str:
-        """How to show a token by itself: its text, U+FFFD for parts of characters; special tokens by their name.
-
-        Raises:
-            UsageError: no token has this id.
-        """
-        token = self._backend.id_to_token(token_id) if 0 <= token_id < self._size else None
-        if token is None:
-            raise UsageError(f"no token has the id {token_id}", where="token id", fix=f"ids run from 0 to {self._size - 1}")
-        return self._literal[token_id] if token_id in self._special else self.token_bytes(token_id).decode(errors="replace")
-
     @property
     def strips_first_space(self) -> bool:
         """Whether a text's first space is the tokenizer's own and is left out."""

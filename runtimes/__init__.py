@@ -30,11 +30,11 @@ def open_runtime(
     Raises:
         UsageError: the bundle has no such graph, or a number is out of range.
         RuntimeUnavailable: the adapter or its package is missing.
-        ResourceError: too little memory for the weights and the context that was asked for (without `max_context`: for a
-            short one).
+        ResourceError: too little memory for the weights and the context that was asked for. Without `max_context`, for a
+            short one; where the whole of the model's does not fit, a warning says how much does.
         BundleError: the runtime refuses the graph.
     """
-    from edgellm.runtimes.memory import check_fits
+    from edgellm.runtimes.memory import check_fits, room
     from edgellm.runtimes.threads import default_threads
 
     name = _graph_name(bundle, name)
@@ -46,6 +46,12 @@ def open_runtime(
         )
     context = bundle.spec.max_context if max_context is None else max_context
     check_fits(bundle, bundle.graphs[name], min(context, MINIMAL_CONTEXT) if max_context is None else context)
+    fitting = room(bundle, bundle.graphs[name])
+    if fitting is not None and fitting < context:  # only without max_context: a context that was asked for is refused
+        logger.warning(
+            "%s: there is memory for a context of about %d tokens, not for the model's %d; set max_context",
+            *(bundle.path, fitting, context),
+        )
     module = f"{__name__}.{name}"
     try:
         adapter = importlib.import_module(module)

@@ -36,6 +36,14 @@ def kv_bytes_per_token(graph: Graph) -> int:
     return sum(2 * len(kv.layers) * kv.kv_heads * kv.head_dim * np.dtype(kv.dtype).itemsize for kv in graph.kv)
 
 
+def room(bundle: Bundle, graph: Graph, available: int | None = None) -> int | None:
+    """Tokens of KV cache for which memory is available once the weights are loaded; None where nobody knows."""
+    available = available_bytes() if available is None else available
+    if available is None:
+        return None
+    return max(0, available - weight_bytes(bundle, graph)) // max(1, kv_bytes_per_token(graph))
+
+
 def check_fits(bundle: Bundle, graph: Graph, context: int, available: int | None = None) -> None:
     """Refuse a model whose weights and KV cache for `context` tokens exceed the available memory.
 
@@ -51,12 +59,12 @@ def check_fits(bundle: Bundle, graph: Graph, context: int, available: int | None
     weights, per_token = weight_bytes(bundle, graph), kv_bytes_per_token(graph)
     if weights + per_token * context <= available:
         return
-    room = (available - weights) // per_token
+    most = room(bundle, graph, available) or 0
     raise ResourceError(
         f"the model needs {_mib(weights)} for weights and {_mib(per_token * context)} for the KV cache of {context} tokens, "
         f"and {_mib(available)} of memory is available",
         where=bundle.path,
-        fix=f"set max_context to {room} or less" if room >= 1 else "free memory, or use a smaller model or fewer bits",
+        fix=f"set max_context to {most} or less" if most >= 1 else "free memory, or use a smaller model or fewer bits",
     )
 
 

@@ -33,6 +33,7 @@ CHUNK = 128  # prompt tokens in one run: longer ones are no faster, and hold mor
 LOGITS_BYTES = 64 << 20  # of one run of `logits`
 FIRST_CAPACITY = 256
 MASKS = 64  # attention masks made at once: making one between two steps, with cold caches, takes 0.1 ms
+AXES = ("batch", "kv_heads", "capacity", "head_dim")
 ELEMENTS = {"float32": "float"}  # where onnxruntime does not name a type as numpy does
 LAST, ALL, NONE = -1, 0, 1 << 40
 TELEMETRY_OFF = "ORT_DISABLE_TELEMETRY"  # heeded only while its library starts
@@ -101,6 +102,12 @@ def _check_graph(inference: Any, graph: Graph, bundle: Bundle) -> None:
         "logits": (None, None, bundle.spec.vocab_size),
     }
     for layout in graph.kv:
+        if layout.axes != AXES:
+            raise BundleError(
+                f"the KV cache has the axes {', '.join(layout.axes)}, not {', '.join(AXES)}",
+                where=bundle.file(graph.file),
+                fix="upgrade edgellm, or convert the model again",
+            )
         if layout.capacity != "session":
             raise BundleError(
                 f"the KV cache is said to belong to the {layout.capacity}",

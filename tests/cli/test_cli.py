@@ -9,7 +9,9 @@ from pathlib import Path
 import click
 import pytest
 
+from edgellm.cli import INTERRUPTED, convert
 from edgellm.cli._options import Size, readable
+from edgellm.converters import recipes
 from tests.cli.conftest import ROOT, edgellm, start
 
 COMMANDS = ("bench", "chat", "convert", "doctor", "inspect", "run", "verify")
@@ -86,6 +88,28 @@ def test_a_missing_package_is_named_with_its_extra(tmp_path: Path, source: Path)
     assert "pip install 'edgellm[convert]'" in done.stderr
     assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupt_while_importing_is_quiet() -> None:
+    code = """
+import sys
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == "click":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+from importlib.metadata import entry_points
+entry_points(group="console_scripts")["edgellm"].load()()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout, done.stderr) == (INTERRUPTED, "", "")
+
+
+def test_the_levels_are_those_of_the_recipes() -> None:
+    """They are repeated, so that `edgellm --help` imports no converter."""
+    (option,) = (one for one in convert.command.params if one.name == "quant")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == recipes.QUANTS
 
 
 @pytest.mark.parametrize(

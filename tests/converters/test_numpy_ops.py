@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
 
 from edgellm.converters.architectures import describe
-from edgellm.converters.numpy_ops import NumpyCache, NumpyOps, NumpyPositions, ReferenceModel, Tensor
+from edgellm.converters.numpy_ops import NumpyCache, NumpyOps, NumpyPositions, ReferenceModel, Selection, Tensor
 from edgellm.converters.ops import Linear, Ops
 from edgellm.converters.quantizers import rtn
 from edgellm.converters.weights import Array, InMemory, Weight
@@ -100,6 +102,23 @@ def test_selected_logits_are_rows_of_all() -> None:
     silent = model()
     assert silent.run(ids, "none").shape == (0, spec.vocab_size)
     assert silent.length == 10
+
+
+@pytest.mark.parametrize(("selection", "rows"), [("all", 10), ("last", 1), ("none", 0)])
+def test_the_last_layer_computes_no_more_than_was_asked(selection: Selection, rows: int) -> None:
+    spec, arrays = llama()
+    tokens: dict[str, int] = {}
+
+    class Counting(NumpyOps):
+        def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
+            tokens.update((linear.weight.name, x.shape[1]) for linear in linears)
+            return super().linears(x, linears)
+
+    ReferenceModel(spec, lambda name: Weight(name, InMemory(arrays[name])), Counting()).run(np.arange(10, 20), selection)
+    last = f"layers.{len(spec.layers) - 1}."
+    after = {last + part + ".weight" for part in ("o", "gate", "up", "down")}
+    assert tokens == {name: rows if name in after else 10 for name in tokens}
+    assert after < tokens.keys()
 
 
 def test_what_was_rewound_is_gone_and_cannot_be_rewound_to() -> None:

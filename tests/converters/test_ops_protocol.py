@@ -44,7 +44,7 @@ def test_embeddings_come_in_instead_of_ids(architecture: str) -> None:
     for start, stop in ((0, 7), (7, 12)):  # an image first, say, then what follows
         positions = ops.positions(stop - start, "all")
         hidden = decoder.body(spec, weights, ops, x[:, start:stop], positions)
-        rows.append(decoder.logits(spec, weights, ops, hidden, positions)[0])
+        rows.append(decoder.logits(spec, weights, ops, hidden)[0])
         ops.advance(positions)
     np.testing.assert_allclose(np.concatenate(rows), expected, rtol=0, atol=1e-4)
 

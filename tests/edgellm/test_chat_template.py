@@ -303,11 +303,19 @@ def test_the_templates_own_complaint_reaches_the_user() -> None:
         ([{"role": "user", "content": {1, 2}}], None),
         ([USER], {"messages": []}),
         ([USER], {"bad": object()}),
+        ([USER], 5),
+        ([USER], ["enable_thinking"]),
     ],
 )
 def test_odd_arguments_are_refused(messages: Any, options: Any) -> None:
     with pytest.raises(UsageError):
         ChatTemplate("{{ messages }}", {}).render(messages, options=options)
+
+
+@pytest.mark.parametrize("tools", [5, "web", {"type": "function"}, ["web"], [5]])
+def test_odd_tools_are_refused(tools: Any) -> None:
+    with pytest.raises(UsageError, match="tools: are no list of JSON schemas; pass a list of dicts"):
+        ChatTemplate("{{ tools }}", {}).render([USER], tools=tools)
 
 
 def test_a_nest_without_end_is_refused() -> None:

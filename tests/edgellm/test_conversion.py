@@ -125,7 +125,9 @@ def test_an_existing_target_is_left_alone(source: Path, tmp_path: Path, existing
         ({"method": "magic"}, UsageError, "unknown method 'magic'; choose one of rtn"),
         ({"target": "coreml"}, UsageError, "unknown target 'coreml'; choose one of onnx"),
         ({"max_ram": 1 << 20}, ResourceError, "--max-ram: too little for a conversion; give at least"),
+        ({"max_ram": "2G"}, UsageError, "max_ram: '2G' is not a whole number"),
         ({"max_context": 0}, EdgeError, "context"),
+        ({"max_context": 100.0}, UsageError, "max_context: 100.0 is not a whole number"),
         ({"max_context": 1 << 20}, EdgeError, "context"),
     ],
 )

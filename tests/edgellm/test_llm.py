@@ -37,7 +37,7 @@ def changed(tiny_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
     """The bundle with a changed manifest, or another chat template."""
 
     def make(template: str | None = None, **fields: Any) -> Path:
-        folder = Path(shutil.copytree(tiny_bundle, tmp_path / "changed"))
+        folder = Path(shutil.copytree(tiny_bundle, tmp_path / f"changed-{len(list(tmp_path.iterdir()))}"))
         manifest = json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
         if template is not None:
             name = manifest["text"]["chat_template"]
@@ -250,6 +250,8 @@ def test_chat_that_cannot_be(llm: LLM, changed: Callable[..., Path]) -> None:
         edgellm.load(changed(text={**text, "chat_template": None})) as other,
         pytest.raises(UsageError, match="no chat template"),
     ):
+        other.chat([HELLO])
+    with edgellm.load(changed("{# nothing #}")) as other, pytest.raises(UsageError, match="renders these messages to nothing"):
         other.chat([HELLO])
 
 

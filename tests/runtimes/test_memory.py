@@ -80,11 +80,20 @@ def test_what_a_bundle_needs(tiny_bundle: Path) -> None:
         memory.check_fits(bundle, graph, 1000, available=weights - 1)
 
 
-def test_too_little_memory_is_said_before_loading(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_memory_is_said_before_loading(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     """1 MiB: room for the weights and a short context, but not for the 4,096 tokens that the model could take."""
     bundle = Bundle.open(tiny_bundle)
+    open_runtime(bundle).close()
+    assert not caplog.records
     monkeypatch.setattr(memory, "ROOT", machine(tmp_path, 1))
     open_runtime(bundle).close()
+    tokens = memory.room(bundle, bundle.graphs["onnx"], available=MIB)
+    assert f"memory for a context of about {tokens} tokens, not for the model's 4096; set max_context" in caplog.text
+    caplog.clear()
+    open_runtime(bundle, max_context=tokens).close()
+    assert not caplog.records, "what was asked for fits"
     with pytest.raises(ResourceError, match="1 MiB of memory is available"):
         open_runtime(bundle, max_context=4096)
 

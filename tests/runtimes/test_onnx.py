@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import os
 import shutil
 import sys
 import threading
@@ -257,6 +258,17 @@ def test_closed_means_closed(tiny_bundle: Path) -> None:
         runtime.session()
 
 
+def test_telemetry_is_told_to_stop(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Twice: by the variable that its library reads at the start, and by its own call, which versions differ in heeding."""
+    import onnxruntime
+
+    told: list[bool] = []
+    monkeypatch.setattr(onnxruntime, "disable_telemetry_events", lambda: told.append(True))
+    open_runtime(Bundle.open(tiny_bundle)).close()
+    assert told
+    assert os.environ[onnx.TELEMETRY_OFF] == "1"
+
+
 def test_without_onnxruntime(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(RuntimeUnavailable, match=r"pip install edgellm\[onnx\]"):
@@ -287,10 +299,17 @@ def test_a_manifest_that_is_not_the_graphs(tiny_bundle: Path, tmp_path: Path, fi
         open_runtime(Bundle.open(folder))
 
 
-def test_a_cache_that_the_session_does_not_own(tiny_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"capacity": "model"}, "the KV cache is said to belong to the model"),
+        ({"axes": ["batch", "capacity", "kv_heads", "head_dim"]}, "the KV cache has the axes batch, capacity, kv_heads"),
+    ],
+)
+def test_a_cache_that_is_laid_out_otherwise(tiny_bundle: Path, tmp_path: Path, change: dict[str, Any], words: str) -> None:
     folder = copy(tiny_bundle, tmp_path)
-    edit_manifest(folder, lambda manifest: manifest["graphs"]["onnx"]["kv"][0].update(capacity="model"))
-    with pytest.raises(BundleError, match="the KV cache is said to belong to the model"):
+    edit_manifest(folder, lambda manifest: manifest["graphs"]["onnx"]["kv"][0].update(change))
+    with pytest.raises(BundleError, match=words):
         open_runtime(Bundle.open(folder))
 
 

@@ -323,6 +323,23 @@ def test_gguf_repositories(client: Client, tmp_path: Path) -> None:
     assert client("org/gguf")["sums"] == {"token_embd.weight": 128.0}
 
 
+def test_all_parts_of_a_split_gguf_are_fetched(client: Client, tmp_path: Path) -> None:
+    gguf_files = pytest.importorskip("tests.gguf_files")
+    values = {f"t{i}": np.full((4, 32), i, np.float32) for i in range(5)}
+    gguf_files.write_model(tmp_path / "big.gguf", values, split_max_tensors=2)
+    parts = {part.name: part.read_bytes() for part in sorted(tmp_path.glob("big-*.gguf"))}
+    assert len(parts) == 3
+    client.hub.repos["org/split"] = Repo({**parts, "other/notes.txt": b""})
+    for source in ("org/split", "org/split:big-00002-of-00003.gguf"):
+        got = client(source)
+        assert got["sums"] == {name: float(value.sum()) for name, value in values.items()}
+        assert got["sha256"] == {name: digest(content) for name, content in parts.items()}
+    assert client.hub.fetched() == list(parts), "once"
+    del client.hub.repos["org/split"].files["big-00002-of-00003.gguf"]
+    client.hub.repos["org/split"].commit = "e" * 40
+    assert "big-00002-of-00003.gguf" in client("org/split")["error"]
+
+
 def test_an_adapter_of_the_hub_is_the_same_as_its_folder(client: Client, tiny_source: Path, tmp_path: Path) -> None:
     """The command line takes its id too."""
     hidden = json.loads((tiny_source / "config.json").read_text())["hidden_size"]

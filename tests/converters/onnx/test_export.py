@@ -122,8 +122,9 @@ def test_the_graph_is_lean(tmp_path: Path) -> None:
     layers = len(spec.layers)
     assert counts["MatMulNBits"] == 4 * layers + 1
     assert counts["GroupQueryAttention"] == layers
-    assert counts["SkipSimplifiedLayerNormalization"] == 2 * layers - 1
-    assert counts["SimplifiedLayerNormalization"] == 2
+    assert counts["SkipSimplifiedLayerNormalization"] == 2 * layers
+    assert counts["SimplifiedLayerNormalization"] == 1
+    assert counts["Slice"] == 2, "the last layer's input and its attention's result"
     assert counts["Split"] == layers
     assert "Reshape" not in counts
 

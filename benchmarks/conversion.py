@@ -1,0 +1,119 @@
+"""What making a bundle costs: seconds and peak memory of a conversion and of its parts.
+
+    python -m edgellm.benchmarks.conversion smollm2 qwen2.5 gemma3 [--trials 3]
+
+Every figure is of a process of its own, from after its imports to the end of the step; the source lies in the page cache
+from the first trial on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from edgellm.benchmarks import models
+from edgellm.benchmarks.machine import machine, peak_rss
+
+CHILD = "import sys; from edgellm.benchmarks.conversion import child; child(*sys.argv[1:])"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds of a step, and the peak resident bytes of its process (None where the system does not tell)."""
+
+    seconds: float
+    rss: int | None
+
+
+def measure(step: str, source: Path, output: Path) -> Cost:
+    """Run one of STEPS in a fresh process; `output` must not exist yet.
+
+    Raises:
+        subprocess.CalledProcessError: it failed; its stderr says why.
+    """
+    command = [sys.executable, "-c", CHILD, step, str(source), str(output)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+
+
+def child(step: str, source: str, output: str) -> None:
+    """What the fresh process does: one step, its cost on stdout."""
+    from edgellm import conversion  # noqa: F401 - imports are not what is measured
+
+    run = STEPS[step]
+    started = time.perf_counter()
+    run(Path(source), Path(output))
+    print(json.dumps({"seconds": time.perf_counter() - started, "rss": peak_rss()}))
+
+
+def _convert(quant: str, source: Path, output: Path) -> None:
+    from edgellm.conversion import convert
+
+    convert(source, output, quant=quant)
+
+
+def _open(source: Path, output: Path) -> None:
+    from edgellm.converters.checkpoints import open_checkpoint
+
+    with open_checkpoint(str(source)):
+        pass
+
+
+def _text(source: Path, output: Path) -> None:
+    from edgellm.converters.checkpoints import open_checkpoint
+
+    with open_checkpoint(str(source)) as checkpoint:
+        checkpoint.text()
+
+
+def _dequantize(source: Path, output: Path) -> None:
+    from edgellm.conversion import DEFAULT_SLICE
+    from edgellm.converters.checkpoints import open_checkpoint
+
+    with open_checkpoint(str(source)) as checkpoint:
+        for name in checkpoint.names():
+            tensor = checkpoint.tensor(name)
+            for start, stop in tensor.slices(DEFAULT_SLICE):
+                tensor.rows(start, stop)
+
+
+STEPS: dict[str, Callable[[Path, Path], None]] = {
+    "open": _open,
+    "tokenizer and template": _text,
+    "dequantize, one core": _dequantize,
+    "convert to int4": partial(_convert, "int4"),
+    "convert to int8": partial(_convert, "int8"),
+}
+
+
+def main() -> None:
+    """The command: a Markdown table."""
+    parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.conversion", description=__doc__)
+    parser.add_argument("names", nargs="*", default=list(models.MODELS), choices=models.MODELS)
+    parser.add_argument("--trials", type=int, default=3)
+    arguments = parser.parse_args()
+    here = machine()
+    print(f"{here.cpu}, {here.cores} cores; seconds: best of {arguments.trials} (worst), peak RSS: highest.\n")
+    print("| model | step | seconds | peak RSS MB |\n|---|---|---|---|")
+    for name in arguments.names:
+        source = models.fetch(name)
+        for step in STEPS:
+            costs = []
+            for _ in range(arguments.trials):
+                with tempfile.TemporaryDirectory(prefix="edgellm-conversion-") as scratch:
+                    costs.append(measure(step, source, Path(scratch) / "bundle"))
+            seconds = sorted(cost.seconds for cost in costs)
+            peak = max((cost.rss or 0) for cost in costs) / 1e6
+            print(f"| {name} | {step} | {seconds[0]:.2f} ({seconds[-1]:.2f}) | {peak:,.0f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
