@@ -364,7 +364,7 @@ def test_numbers_of_load_of_another_kind(tiny_bundle: Path, arguments: dict[str,
 
 
 def test_a_default_that_makes_no_sense_is_the_bundle_s_fault(changed: Callable[..., Path]) -> None:
-    with pytest.raises(BundleError, match=r"changed: the authors' default temperature is -3\.0; convert the model again"):
+    with pytest.raises(BundleError, match=r"changed-0: the authors' default temperature is -3\.0; convert the model again"):
         edgellm.load(changed(generation={"temperature": -3.0}))
 
 
