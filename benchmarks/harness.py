@@ -28,7 +28,7 @@ from edgellm.runtimes import open_runtime
 from edgellm.runtimes.session import Runtime
 
 SCHEMA = 1
-PACKAGES = ("numpy", "onnxruntime", "tokenizers")
+PACKAGES = ("ai-edge-litert", "numpy", "onnxruntime", "tokenizers")
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Rule, Scheme
 
+Grid = Callable[[int, int], Scheme]  # the scheme that a target has for so many bits in blocks of such a size
 QUANTS = ("int4", "int8", "fp32")
 TABLE_BLOCK = 64  # of the embedding and the head, at the least: in 8 bit a finer block buys no closeness, only scales to read
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def recipe(quant: str, method: str, block_size: int) -> Recipe:
-    """The recipe of a quantization level.
+def recipe(quant: str, method: str, block_size: int, grid: Grid) -> Recipe:
+    """The recipe of a quantization level on a target's grids.
 
     Under int4 the embedding and the head stay in 8 bit: they are where 4 bits cost most quality.
 
@@ -22,7 +25,7 @@ def recipe(quant: str, method: str, block_size: int) -> Recipe:
         raise UsageError(f"unknown quantization '{quant}'", where="--quant", fix=f"choose one of {', '.join(QUANTS)}")
     if quant == "fp32":
         return Recipe("fp32", "none")
-    tables = tuple(Rule(f"{name}.weight", Scheme(8, max(block_size, TABLE_BLOCK))) for name in ("embed", "head"))
-    scheme = Scheme(4, block_size, symmetric=False) if quant == "int4" else Scheme(8, block_size)
+    tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in ("embed", "head"))
+    scheme = grid(4 if quant == "int4" else 8, block_size)
     linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
     return Recipe(quant, method, tables + linears)

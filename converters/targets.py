@@ -1,8 +1,8 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has one function, `plan(spec, tensors, recipe) -> Plan`, which reads no weight; it raises UsageError where the recipe
-asks for a grid that the runtime's kernels do not take.
+module has two functions. `plan(spec, tensors, recipe) -> Plan` reads no weight; it raises UsageError where the recipe asks for
+a grid that the runtime's kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many bits.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 from edgellm.bundle import Graph, TextPolicy
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import LazyTensor
 from edgellm.errors import UsageError
-from edgellm.scheme import Recipe
+from edgellm.scheme import Recipe, Scheme
 from edgellm.spec import ModelSpec
 
 OnBytes = Callable[[str, int], None]
-MakePlan = Callable[[ModelSpec, Callable[[str], LazyTensor], Recipe], "Plan"]
 
 
 class Plan(Protocol):
@@ -56,14 +55,25 @@ class Plan(Protocol):
         ...
 
 
+class Target(Protocol):
+    """The module of a target."""
+
+    def plan(self, spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) -> Plan:
+        """Build the graph and lay out its data."""
+        ...
+
+    def grid(self, bits: int, block: int) -> Scheme:
+        """The scheme of weights with `bits` in blocks of `block`, 0 for whole rows."""
+        ...
+
+
 def available() -> tuple[str, ...]:
     """Names of the targets: the packages of this folder that can export."""
     return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/export.py")))
 
 
-def find(name: str) -> MakePlan:
-    """The target's `plan`; UsageError for a name that is none."""
+def find(name: str) -> Target:
+    """The target's module; UsageError for a name that is none."""
     if name not in available():
         raise UsageError(f"unknown target '{name}'", where="--target", fix=f"choose one of {', '.join(available())}")
-    make_plan: MakePlan = importlib.import_module(f"edgellm.converters.{name}.export").plan
-    return make_plan
+    return cast("Target", importlib.import_module(f"edgellm.converters.{name}.export"))

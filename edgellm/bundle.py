@@ -348,9 +348,12 @@ def _check_kv(name: str, graph: Graph) -> None:
     """Buffers are made and bound by these: types that exist, and a name of its own for every tensor."""
     tensors: list[str] = []
     for kv in graph.kv:
+        templates = [kv.past_key, kv.past_value, kv.present_key, kv.present_value]
+        if kv.capacity == "model" and templates[:2] == templates[2:]:
+            templates = templates[:2]  # a signature's inputs and outputs have names of their own
         if kv.dtype not in KV_DTYPES:
             raise ValueError(f"'graphs.{name}.kv' has the dtype '{kv.dtype}', and not one of {', '.join(KV_DTYPES)}")
-        for template in (kv.past_key, kv.past_value, kv.present_key, kv.present_value):
+        for template in templates:
             if set("{}") & set(template.replace("{layer}", "")):
                 raise ValueError(f"'graphs.{name}.kv' has '{template}', which is no tensor name with {{layer}} in it")
             tensors += [template.replace("{layer}", str(layer)) for layer in kv.layers]

@@ -59,7 +59,7 @@ def convert(
         target: runtime to make a graph for.
         quant: "int4", "int8" or "fp32".
         method: quantization method: a file of `converters/quantizers`.
-        block_size: input channels that share a scale: 16, 32, 64 or 128.
+        block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -80,16 +80,16 @@ def convert(
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
-    make_plan = targets.find(target)
+    back_end = targets.find(target)
     quantize = quantizers.find(method)
-    recipe = make_recipe(quant, method, block_size)
+    recipe = make_recipe(quant, method, block_size, back_end.grid)
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        plan = make_plan(spec, tensors, recipe)
+        plan = back_end.plan(spec, tensors, recipe)
         _check_disk(folder, plan.data_bytes)
         made = [parent for parent in folder.parents if not parent.exists()]
         partial = _make_partial(folder)

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Scales = Literal["float32", "positive", "positive bfloat16"]
 
 
 @dataclass(frozen=True)
@@ -19,27 +22,34 @@ class Scheme:
 
     Attributes:
         bits: 4 or 8; codes are signed, from -2**(bits-1) to 2**(bits-1) - 1.
-        block: how many neighbouring input channels share a scale.
+        block: how many neighbouring input channels share a scale; 0 for the whole row ("per channel").
         symmetric: every zero point is 0 and none are stored.
+        scales: which scales the kernels take: any float32, only positive ones, or positive ones that bfloat16 holds.
+            Where they must be positive, 8-bit codes start at -127: products of two -128 overflow some kernels.
     """
 
     bits: int
     block: int
     symmetric: bool = True
+    scales: Scales = "float32"
 
     @property
     def low(self) -> int:
         """The smallest code."""
-        return -(1 << (self.bits - 1))
+        return -(1 << (self.bits - 1)) + (self.bits == 8 and self.scales != "float32")
 
     @property
     def high(self) -> int:
         """The largest code."""
         return (1 << (self.bits - 1)) - 1
 
+    def size(self, width: int) -> int:
+        """Values of a block in rows of `width`."""
+        return self.block or width
+
     def blocks(self, width: int) -> int:
         """Blocks in a row of `width` values; the last one may be partly filled."""
-        return -(-width // self.block)
+        return -(-width // self.size(width))
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from edgellm.bundle import Bundle, Graph
 from edgellm.errors import BundleError, InferenceError, ResourceError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import memory
-from edgellm.runtimes.session import Logits
+from edgellm.runtimes.session import Logits, token_ids
 
 NAME = "onnx"
 CHUNK = 128  # prompt tokens in one run: longer ones are no faster, and hold more activations
@@ -253,30 +253,11 @@ class OnnxSession:
         """`ids` as an array, after a look at everything that a caller can get wrong; makes room for them."""
         if self._step is None or self._runtime._inference is None:
             raise UsageError("the session or its model is closed", fix="open a new one")
-        try:
-            array = np.asarray(ids)
-        except ValueError:  # lists of several lengths
-            array = np.empty((1, 1))
-        if array.ndim != 1 or array.dtype.kind not in "iu":
-            if array.size == 0:
-                raise UsageError("no token ids", fix="give at least one")
-            raise UsageError("token ids are not a flat sequence of integers", fix="give a list of ints")
-        if len(array) == 0:
-            raise UsageError("no token ids", fix="give at least one")
-        low, high = int(array.min()), int(array.max())
-        if low < 0 or high >= self._vocab:
-            raise UsageError(
-                f"token id {low if low < 0 else high} is outside the vocabulary", fix=f"use ids from 0 to {self._vocab - 1}"
-            )
+        array = token_ids(ids, self._vocab, self._length, self.max_context)
         total = self._length + len(array)
-        if total > self.max_context:
-            raise UsageError(
-                f"{len(array)} more tokens make {total}, and the context is {self.max_context}",
-                fix="give fewer, rewind, or load with a larger max_context",
-            )
         if total > self._capacity:
             self._grow(total)
-        return array.astype(np.int64, copy=False)
+        return array
 
     def _grow(self, total: int) -> None:
         """Room for `total` tokens: capacities double, so a token is copied about once over a session's life."""

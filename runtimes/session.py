@@ -15,6 +15,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.errors import UsageError
+
 Logits = NDArray[np.float32]
 
 
@@ -80,3 +82,30 @@ class Runtime(Protocol):
     def close(self) -> None:
         """Release the graph; its sessions cannot be used afterwards."""
         ...
+
+
+def token_ids(ids: Sequence[int], vocab: int, length: int, max_context: int) -> NDArray[np.int64]:
+    """What a caller appends to a session of `length` tokens, after a look at everything that can be wrong with it.
+
+    Raises:
+        UsageError: no ids, none of integers, one outside the vocabulary, or more than the context has room for.
+    """
+    try:
+        array = np.asarray(ids)
+    except ValueError:  # lists of several lengths
+        array = np.empty((1, 1))
+    if array.size == 0:
+        raise UsageError("no token ids", fix="give at least one")
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise UsageError("token ids are not a flat sequence of integers", fix="give a list of ints")
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high >= vocab:
+        wrong = low if low < 0 else high
+        raise UsageError(f"token id {wrong} is outside the vocabulary", fix=f"use ids from 0 to {vocab - 1}")
+    total = length + len(array)
+    if total > max_context:
+        raise UsageError(
+            f"{len(array)} more tokens make {total}, and the context is {max_context}",
+            fix="give fewer, rewind, or load with a larger max_context",
+        )
+    return array.astype(np.int64, copy=False)

@@ -48,7 +48,7 @@ def test_every_example_runs(models: Callable[[str], Path], tmp_path: Path) -> No
     model = models("smollm2")
     (tmp_path / model.name).symlink_to(model)
     blocks = examples()
-    assert [block.language for block in blocks] == ["sh", "sh", "python", "python", "python"]
+    assert [block.language for block in blocks] == ["sh", "sh", "sh", "python", "python", "python"]
     outputs: list[str] = []
     for language, code in blocks:
         if language == "python":

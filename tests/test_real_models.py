@@ -74,10 +74,24 @@ def test_sharded_bf16_safetensors_give_the_logits_of_the_gguf(models: Callable[[
 
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "gemma3"])
 @pytest.mark.parametrize("quant", ["int4", "int8"])
-def test_the_models_know_what_follows(models: Callable[[str], Path], name: str, quant: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnx", "tflite"])
+def test_the_models_know_what_follows(
+    models: Callable[[str], Path], name: str, quant: str, target: str, tmp_path: Path
+) -> None:
     """Coherent speech, judged without taste: words that only a model which still works finds likely."""
-    bundle = convert(models(name), tmp_path / "out", quant=quant)
+    bundle = convert(models(name), tmp_path / "out", target=target, quant=quant)
     with edgellm.load(bundle.path) as llm:
         text = llm.generate("Monday, Tuesday, Wednesday, Thursday,", max_tokens=12, temperature=0).text
     assert "Friday" in text
     assert "Saturday" in text
+
+
+def test_both_roads_give_the_same_logits(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """SmolLM2 at float32 in onnxruntime and in LiteRT: float order is all that may part them."""
+    logits = []
+    for target in ("onnx", "tflite"):
+        bundle = convert(models("smollm2"), tmp_path / target, target=target, quant="fp32")
+        with edgellm.load(bundle.path) as llm:
+            ids = llm.tokenizer.encode(PROMPTS[1] + PROMPTS[3] + PROMPTS[4])
+            logits.append(llm.session().logits(ids))
+    np.testing.assert_allclose(logits[1], logits[0], atol=2e-3)

@@ -20,16 +20,16 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
+from edgellm.converters.data import DataLayout, write_data
 from edgellm.converters.decoder import decode
 from edgellm.converters.onnx import genai_config
-from edgellm.converters.onnx.data import DataLayout, write_data
 from edgellm.converters.onnx.graph import CONTRIB, GraphBuilder
 from edgellm.converters.onnx.ops import OnnxOps, Value
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.targets import OnBytes
 from edgellm.converters.weights import LazyTensor, Weight
 from edgellm.errors import UsageError
-from edgellm.scheme import Recipe
+from edgellm.scheme import Recipe, Scheme
 from edgellm.spec import ModelSpec
 
 GRAPH_FILE = "model.onnx"
@@ -93,6 +93,11 @@ def plan(
     logits = decode(spec, weight, ops, Value("input_ids"), positions)
     builder.node("Identity", [ops.name(logits)], ["logits"])
     return OnnxPlan(spec, _model(spec, builder), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
+
+
+def grid(bits: int, block: int) -> Scheme:
+    """MatMulNBits' grids: 4 bit with zero points, 8 bit symmetric."""
+    return Scheme(bits, block, symmetric=bits == 8)
 
 
 def _check_grids(recipe: Recipe) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper
 
-from edgellm.converters.onnx.data import DataLayout, Place, QuantizedJob
+from edgellm.converters.data import DataLayout, Place
+from edgellm.converters.onnx.data import QuantizedJob
 from edgellm.converters.weights import LazyTensor
 from edgellm.scheme import Scheme
 
@@ -74,7 +75,7 @@ class GraphBuilder:
     def quantized(self, name: str, tensor: LazyTensor, scheme: Scheme) -> QuantizedJob:
         """Places of a quantized matrix in the data file, stored once under its name."""
         if name not in self._quantized:
-            self._quantized[name] = self._layout.add_quantized(name, tensor, scheme)
+            self._quantized[name] = QuantizedJob.add(self._layout, name, tensor, scheme)
         return self._quantized[name]
 
     def external(self, name: str, kind: int, shape: Sequence[int], place: Place) -> str:

@@ -1,7 +1,8 @@
 """Round to nearest: each block's scale from its extremes, each value to the closest code.
 
 Symmetric blocks take the scale from the value of largest magnitude, signed so that it lands on the lowest code: that
-uses all 16 (or 256) codes, where a scale of max|w| / 7 would waste one (the same choice as llama.cpp's Q4_0).
+uses all 16 (or 256) codes, where a scale of max|w| / 7 would waste one (the same choice as llama.cpp's Q4_0). Kernels
+that want positive scales get the smallest that reaches both extremes.
 """
 
 from __future__ import annotations
@@ -20,19 +21,33 @@ def quantize(weight: NDArray[np.float32], scheme: Scheme) -> QTensor:
         scheme: the grid.
     """
     rows, width = weight.shape
-    blocks = scheme.blocks(width)
-    if blocks * scheme.block != width:
-        weight = np.pad(weight, ((0, 0), (0, blocks * scheme.block - width)))
-    grouped = weight.reshape(rows, blocks, scheme.block)
+    blocks, size = scheme.blocks(width), scheme.size(width)
+    if blocks * size != width:
+        weight = np.pad(weight, ((0, 0), (0, blocks * size - width)))
+    grouped = weight.reshape(rows, blocks, size)
     codes, scales, zeros = (_symmetric if scheme.symmetric else _asymmetric)(grouped, scheme)
     return QTensor(scheme, (rows, width), codes, scales, zeros)
 
 
 def _symmetric(grouped: NDArray[np.float32], scheme: Scheme) -> tuple[NDArray[np.int8], NDArray[np.float32], None]:
     high, low = grouped.max(axis=-1), grouped.min(axis=-1)
-    extreme = np.where(high > -low, high, low)
-    scales = extreme / np.float32(scheme.low)
+    if scheme.scales == "float32":
+        extreme = np.where(high > -low, high, low)
+        scales = extreme / np.float32(scheme.low)
+    else:
+        scales = np.maximum(high / np.float32(scheme.high), low / np.float32(scheme.low))
+        scales[scales <= 0] = 1  # a block of zeros
+    if scheme.scales == "positive bfloat16":
+        scales = bfloat16(scales)
     return _codes(grouped, scales, None, scheme), scales, None
+
+
+def bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Positive float32 rounded to the nearest bfloat16 that float16 holds as well, ties to even."""
+    normal = np.clip(values, np.float32(2.0**-14), np.float32(65280))
+    bits = np.ascontiguousarray(normal).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return rounded.view(np.float32)
 
 
 def _asymmetric(grouped: NDArray[np.float32], scheme: Scheme) -> tuple[NDArray[np.int8], NDArray[np.float32], NDArray[np.int8]]:

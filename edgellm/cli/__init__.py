@@ -24,7 +24,12 @@ from edgellm._version import __version__
 from edgellm.errors import EdgeError, UsageError, plain
 
 INTERRUPTED = 130
-EXTRAS = {"onnx": "edgellm[convert]", "huggingface_hub": "edgellm[convert]", "onnxruntime": "edgellm[onnx]"}
+EXTRAS = {
+    "onnx": "edgellm[convert]",
+    "huggingface_hub": "edgellm[convert]",
+    "onnxruntime": "edgellm[onnx]",
+    "ai_edge_litert": "edgellm[tflite]",
+}
 
 
 class Commands(click.Group):

@@ -13,7 +13,9 @@ from edgellm.cli._options import Size, readable
 @click.command(short_help="Make a bundle of a model.")
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle to make.")
-@click.option("--target", type=click.Choice(["onnx"]), default="onnx", show_default=True, help="Runtime to make a graph for.")
+@click.option(
+    "--target", type=click.Choice(["onnx", "tflite"]), default="onnx", show_default=True, help="Runtime to make a graph for."
+)
 @click.option(
     "--quant",
     type=click.Choice(["int4", "int8", "fp32"]),
@@ -24,10 +26,10 @@ from edgellm.cli._options import Size, readable
 @click.option("--method", default="rtn", show_default=True, help="How weights are rounded: a file of converters/quantizers.")
 @click.option(
     "--block-size",
-    type=click.Choice(["16", "32", "64", "128"]),
+    type=click.Choice(["0", "16", "32", "64", "128"]),
     default="32",
     show_default=True,
-    help="Weights that share a scale: small is closer to the source, large is faster.",
+    help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite).",
 )
 @click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")

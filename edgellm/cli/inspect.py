@@ -92,13 +92,13 @@ def _of_source(source: str, revision: str | None) -> Facts:
     """What each `--quant` would make of a source; nothing is converted, the layout of the weights tells."""
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
-    from edgellm.converters.onnx.export import plan
+    from edgellm.converters.onnx import export as onnx
     from edgellm.converters.recipes import QUANTS, recipe
     from edgellm.runtimes.memory import kv_bytes_per_token
 
     with open_checkpoint(source, revision=revision) as checkpoint:
         spec, tensors = describe(checkpoint, None)
-        plans = {quant: plan(spec, tensors, recipe(quant, "rtn", 32)) for quant in QUANTS}
+        plans = {quant: onnx.plan(spec, tensors, recipe(quant, "rtn", 32, onnx.grid)) for quant in QUANTS}
         details = {"tensors": str(len(checkpoint.names()))}
         if checkpoint.provenance.revision:
             details["revision"] = checkpoint.provenance.revision

@@ -6,6 +6,7 @@ import pytest
 
 from edgellm.converters.architectures import describe
 from edgellm.converters.architectures.base import tensor_shapes
+from edgellm.converters.onnx import export
 from edgellm.converters.recipes import recipe
 from tests.tiny_models import CASES, MemoryCheckpoint, tiny
 
@@ -16,7 +17,7 @@ def test_linears_get_the_level_tables_eight_bits_and_vectors_none(architecture: 
     _, config, state = tiny(architecture, variant)
     shapes = tensor_shapes(describe(MemoryCheckpoint(config, state))[0])
     for quant, bits in (("int4", 4), ("int8", 8), ("fp32", None)):
-        chosen = recipe(quant, "rtn", block_size)
+        chosen = recipe(quant, "rtn", block_size, export.grid)
         for name, shape in shapes.items():
             table = name in ("embed.weight", "head.weight")
             wanted = None if bits is None or len(shape) == 1 else 8 if table else bits

@@ -72,7 +72,7 @@ def test_quantized_logits_equal_numpy_on_the_same_grid(architecture: str, varian
     source = tiny(architecture, variant)
     checkpoint = MemoryCheckpoint(source.config, source.state)
     spec, tensors = describe(checkpoint)
-    wanted = MIXED if name == "mixed" else recipe(name.split("/")[0], "rtn", int(name.split("/")[1]))
+    wanted = MIXED if name == "mixed" else recipe(name.split("/")[0], "rtn", int(name.split("/")[1]), export.grid)
     model = exported(tmp_path, spec, tensors, wanted)
     close(model.run(IDS, 0), reference(spec, checkpoint, wanted))
 
@@ -83,7 +83,7 @@ def test_int8_activations_stay_close(architecture: str, variant: str, tmp_path: 
     source = tiny(architecture, variant)
     checkpoint = MemoryCheckpoint(source.config, source.state)
     spec, tensors = describe(checkpoint)
-    wanted = recipe("int8", "rtn", 32)
+    wanted = recipe("int8", "rtn", 32, export.grid)
     model = exported(tmp_path, spec, tensors, wanted, export.INT8_ACTIVATIONS)
     logits, expected = model.run(IDS, 0), reference(spec, checkpoint, wanted)
     assert 0 < np.linalg.norm(logits - expected) < 0.03 * np.linalg.norm(expected)
@@ -98,7 +98,7 @@ def plain_llama(tied: bool) -> tuple[ModelSpec, MemoryCheckpoint]:
 @pytest.mark.parametrize("quant", ["int4", "int8", "fp32"])
 def test_a_tied_embedding_is_stored_once(quant: str, tmp_path: Path) -> None:
     spec, checkpoint = plain_llama(tied=True)
-    plan = export.plan(spec, describe(checkpoint)[1], recipe(quant, "rtn", 32))
+    plan = export.plan(spec, describe(checkpoint)[1], recipe(quant, "rtn", 32, export.grid))
     assert [job.name for job in plan.layout.jobs].count("embed.weight") == 1
     assert not any("head" in job.name for job in plan.layout.jobs)
     offsets = [
@@ -115,7 +115,7 @@ def test_a_tied_embedding_is_stored_once(quant: str, tmp_path: Path) -> None:
 def test_the_graph_is_lean(tmp_path: Path) -> None:
     """One product for q, k, v and one for gate and up, every inner sum fused with its norm, no stray reshapes."""
     spec, checkpoint = plain_llama(tied=False)
-    plan = export.plan(spec, describe(checkpoint)[1], recipe("int4", "rtn", 32))
+    plan = export.plan(spec, describe(checkpoint)[1], recipe("int4", "rtn", 32, export.grid))
     counts: dict[str, int] = {}
     for node in plan.model.graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1

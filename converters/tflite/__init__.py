@@ -1,0 +1,1 @@
+"""The TFLite back end: bundles for LiteRT."""

@@ -1,0 +1,175 @@
+"""Export a model as a TFLite file: one subgraph a signature, over shared weights.
+
+    decode          T = 1                   logits float32 [1, vocab]
+    prefill_T       T = 8, 128              no logits: it fills the cache
+    logits_T        T = 16                  logits float32 [T, vocab], for evaluation
+
+Each takes `tokens` int32 [T], `input_pos` int32 [T], `mask` (and `mask_W` where layers have a window of W) float32
+[1, 1, T, S], and per layer `kv_cache_k_N`, `kv_cache_v_N` float32 [1, kv_heads, S, head_dim], which it returns with the new
+tokens in them. S is resized at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgellm.bundle import Graph, KVLayout, TextPolicy
+from edgellm.converters.data import ALIGNMENT, DataLayout, write_data
+from edgellm.converters.decoder import decode
+from edgellm.converters.quantizers import Quantize
+from edgellm.converters.targets import OnBytes
+from edgellm.converters.tflite.data import QuantizedJob
+from edgellm.converters.tflite.graph import Buffer, Grid, Subgraph, Tensor, schema, serialize
+from edgellm.converters.tflite.ops import Selection, TfliteOps
+from edgellm.converters.weights import LazyTensor, Weight
+from edgellm.errors import UsageError
+from edgellm.scheme import Recipe, Scheme
+from edgellm.spec import ModelSpec
+
+GRAPH_FILE = "model.tflite"
+SIGNATURES: tuple[tuple[str, int, Selection], ...] = (
+    ("decode", 1, "last"),
+    ("prefill_8", 8, "none"),
+    ("prefill_128", 128, "none"),
+    ("logits_16", 16, "all"),
+)
+KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"
+
+
+@dataclass(frozen=True)
+class TflitePlan:
+    """A graph that is complete but for its data; see `edgellm.converters.targets.Plan`."""
+
+    subgraphs: tuple[Subgraph, ...]
+    layout: DataLayout
+    graph: Graph
+
+    @property
+    def data_bytes(self) -> int:
+        """Bytes of the weights."""
+        return self.layout.size
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of all tensors as float32."""
+        return self.layout.source_bytes
+
+    def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
+        """Stream the weights behind room for the flatbuffer, then fill that in: it holds scales that are known only then."""
+        path = folder / GRAPH_FILE
+        size = len(serialize(self.subgraphs, 0))
+        base = -(-size // ALIGNMENT) * ALIGNMENT
+        write_data(path, self.layout, quantize, base=base, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+        tables = serialize(self.subgraphs, base)
+        if len(tables) != size:
+            raise RuntimeError("the flatbuffer changed its size")
+        with path.open("r+b") as file:
+            file.write(tables)
+
+    def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
+        """Nothing: other runtimes get an export of their own."""
+
+
+def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) -> TflitePlan:
+    """Build the subgraphs and lay out their data; no large weight is read.
+
+    Raises:
+        UsageError: the recipe has a grid that the kernels do not take.
+    """
+    layout = DataLayout()
+    store = _Store(layout)
+    shared: dict[tuple[str, bytes], Buffer] = {}
+    weights: dict[str, Weight] = {}
+
+    def weight(name: str) -> Weight:
+        if name not in weights:
+            weights[name] = Weight(name, tensors(name), recipe.scheme(name))
+        return weights[name]
+
+    subgraphs = []
+    for name, tokens, selection in SIGNATURES:
+        graph = Subgraph(name, shared)
+        ops = TfliteOps(graph, tokens, selection, store.tensor)
+        ids = graph.input("tokens", (tokens,), np.int32)
+        logits = decode(spec, weight, ops, ids, ops.positions())
+        if selection != "none":
+            graph.output("logits", logits)
+        subgraphs.append(graph)
+    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
+
+
+def grid(bits: int, block: int) -> Scheme:
+    """XNNPACK's grids: 8 bit per channel, 4 bit per channel (block 0) or in blocks whose scales it rounds to bfloat16."""
+    if bits == 8 or block == 0:
+        return Scheme(bits, 0, scales="positive")
+    return Scheme(bits, block, scales="positive bfloat16")
+
+
+class _Store:
+    """Weights by name: their data once, a tensor in every subgraph that uses them."""
+
+    def __init__(self, layout: DataLayout) -> None:
+        self._layout = layout
+        self._floats: dict[str, Buffer] = {}
+        self._jobs: dict[str, tuple[QuantizedJob, Buffer, Buffer | None]] = {}
+        self._tensors: dict[tuple[int, str], Tensor] = {}
+
+    def tensor(self, graph: Subgraph, weight: Weight, lookup: bool) -> Tensor:
+        """A weight in a subgraph."""
+        key = (id(graph), weight.name)
+        if key not in self._tensors:
+            self._tensors[key] = self._new(weight)
+        return self._tensors[key]
+
+    def _new(self, weight: Weight) -> Tensor:
+        shape = weight.tensor.shape
+        if weight.scheme is None:
+            if weight.name not in self._floats:
+                self._floats[weight.name] = Buffer(place=self._layout.add_float(weight.name, weight.tensor).place)
+            return Tensor(weight.name, shape, schema.TensorType.FLOAT32, self._floats[weight.name])
+        if weight.name not in self._jobs:
+            _check_grid(weight, weight.scheme)
+            job = QuantizedJob.add(self._layout, weight.name, weight.tensor, weight.scheme)
+            scales = None if job.block_scales is None else Buffer(place=job.block_scales)
+            self._jobs[weight.name] = job, Buffer(place=job.codes), scales
+        job, codes, scales = self._jobs[weight.name]
+        kind = schema.TensorType.INT8 if weight.scheme.bits == 8 else schema.TensorType.INT4
+        if scales is None:
+            return Tensor(weight.name, shape, kind, codes, Grid(job.scales))
+        blocks = weight.scheme.blocks(shape[1])
+        table = Tensor(weight.name + ".scales", (shape[0], blocks), schema.TensorType.FLOAT16, scales)
+        return Tensor(weight.name, shape, kind, codes, Grid(table, weight.scheme.block))
+
+
+def _check_grid(weight: Weight, scheme: Scheme) -> None:
+    width = weight.tensor.shape[1]
+    fits = scheme.block == 0 or (scheme.bits == 4 and scheme.block % 32 == 0 and width % scheme.block == 0)
+    if not scheme.symmetric or scheme.bits not in (4, 8) or not fits or scheme.scales == "float32":
+        raise UsageError(
+            f"'{weight.name}' cannot have {scheme.bits} bits in blocks of {scheme.block}",
+            where="recipe",
+            fix="use 8 bits per channel, or 4 bits per channel or in blocks of 32, 64 or 128 that divide the width",
+        )
+
+
+def _kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
+    """One layout a kind of attention that the model has."""
+    return tuple(
+        KVLayout(
+            layers=tuple(index for index, name in enumerate(spec.layers) if name == kind),
+            past_key=KEY,
+            past_value=VALUE,
+            present_key=KEY,
+            present_value=VALUE,
+            axes=("batch", "kv_heads", "capacity", "head_dim"),
+            kv_heads=spec.kinds[kind].kv_heads,
+            head_dim=spec.kinds[kind].head_dim,
+            dtype="float32",
+            capacity="model",
+        )
+        for kind in dict.fromkeys(spec.layers)
+    )

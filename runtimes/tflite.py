@@ -1,0 +1,342 @@
+"""LiteRT on the CPU: a bundle's TFLite graph through `CompiledModel`, whose kernels are XNNPACK's.
+
+One signature a token count: `decode` for a step, `prefill_T` for chunks of a prompt (without logits), `logits_T` for logits
+at every position. A prompt goes through chunks but for its last token, which is a step, so that it gets logits.
+
+    tokens, input_pos int32 [T]                 mask, mask_W float32 [1, 1, T, S]: 0 where a query sees a slot, else HIDDEN
+    kv_cache_{k,v}_N float32 [1, kv_heads, S, head_dim], the same buffer in and out
+    logits float32 [T, vocab]
+
+S, the cache's capacity, is a property of the loaded model's inputs, and each session has buffers of its own size: a signature
+is resized when the session that runs it has another capacity than the last one. Runs take turns.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib.metadata
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.bundle import Bundle, Graph
+from edgellm.errors import BundleError, InferenceError, ResourceError, RuntimeUnavailable, UsageError
+from edgellm.runtimes import memory
+from edgellm.runtimes.session import Logits, token_ids
+from edgellm.runtimes.weight_cache import packed_weights
+
+NAME = "tflite"
+DECODE, PREFILL, LOGITS, TOKENS = "decode", "prefill_", "logits_", "tokens"
+STEP = 256  # slots: attention costs by capacity, so it grows by steps and does not double
+HIDDEN = np.float32(-1e9)  # finite: a row of which nothing is visible must not become NaN
+
+
+def load(bundle: Bundle, *, threads: int, max_context: int) -> TfliteRuntime:
+    """Load the bundle's TFLite graph.
+
+    Raises:
+        RuntimeUnavailable: ai-edge-litert is not installed or cannot start here.
+        BundleError: LiteRT refuses the graph, or the graph is not as the manifest says.
+    """
+    graph = bundle.graphs[NAME]
+    path = bundle.file(graph.file)
+    model = open_model(path, bundle.files[graph.file].sha256, threads)
+    return TfliteRuntime(model, graph, vocab=bundle.spec.vocab_size, threads=threads, max_context=max_context)
+
+
+def open_model(path: Path, sha256: str, threads: int) -> Any:
+    """LiteRT's CompiledModel of a file whose content has this sha256. Raises as `load`."""
+    try:
+        from ai_edge_litert.compiled_model import CompiledModel  # type: ignore[import-untyped]
+        from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # type: ignore[import-untyped]
+        from ai_edge_litert.options import CpuOptions, Options  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix="pip install edgellm[tflite]") from error
+    atexit.unregister(_silence)
+    atexit.register(_silence)
+    version = importlib.metadata.version("ai-edge-litert")
+    try:
+        with _native_log(), packed_weights(sha256, version) as cache:
+            cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=os.fspath(cache or ""))
+            options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+            model = CompiledModel.from_file(os.fspath(path), options=options)
+            # the first write of a process makes an environment, and logs it
+            model.create_input_buffer_by_name(DECODE, TOKENS).write(np.zeros(1, np.int32))
+    except RuntimeError as error:
+        raise BundleError(f"LiteRT refuses the graph: {_reason(error)}", where=path, fix="convert the model again") from error
+    return model
+
+
+@dataclass
+class Signature:
+    """An entry point of the loaded model.
+
+    Attributes:
+        tokens: T.
+        inputs, outputs: names in order.
+        capacity: S that its inputs have now; 0 before the first run.
+    """
+
+    index: int
+    name: str
+    tokens: int
+    inputs: list[str]
+    outputs: list[str]
+    shapes: dict[str, list[int]]
+    capacity: int = 0
+
+
+class TfliteRuntime:
+    """A loaded graph; see `edgellm.runtimes.session.Runtime`."""
+
+    name = NAME
+
+    def __init__(self, model: Any, graph: Graph, *, vocab: int, threads: int, max_context: int) -> None:
+        self.threads = threads
+        self.max_context = max_context
+        self.model: Any = model
+        self.graph = graph
+        self.vocab = vocab
+        self.lock = threading.RLock()
+        self.signatures = {signature.name: signature for signature in _signatures(model)}
+        self.prefills = sorted((s for s in self.signatures.values() if s.name.startswith(PREFILL)), key=lambda s: s.tokens)
+        self.logits = next(s for s in self.signatures.values() if s.name.startswith(LOGITS))
+
+    def session(self) -> TfliteSession:
+        """A new, empty session.
+
+        Raises:
+            UsageError: the runtime is closed.
+        """
+        if self.model is None:
+            raise UsageError("the model is closed", fix="load it again")
+        return TfliteSession(self)
+
+    def close(self) -> None:
+        """Release the graph."""
+        with self.lock, _native_log():
+            self.model = None
+
+    def resize(self, signature: Signature, capacity: int) -> None:
+        """Give a signature's masks and caches room for `capacity` tokens."""
+        if signature.capacity == capacity:
+            return
+        for index, name in enumerate(signature.inputs):
+            shape = signature.shapes[name]
+            if name.startswith("mask"):
+                shape = [*shape[:3], capacity]
+            elif name.startswith("kv_cache_"):
+                shape = [*shape[:2], capacity, shape[3]]
+            else:
+                continue
+            self.model.resize_input_tensor(index, shape, signature.index, strict=False)
+        signature.capacity = capacity
+
+
+def _signatures(model: Any) -> Iterator[Signature]:
+    for name, parts in model.get_signature_list().items():
+        details = model.get_input_tensor_details(name)
+        shapes = {each: [int(size) for size in details[each]["shape"]] for each in parts["inputs"]}
+        yield Signature(
+            model.get_signature_index(name), name, shapes[TOKENS][0], list(parts["inputs"]), list(parts["outputs"]), shapes
+        )
+
+
+class TfliteSession:
+    """One KV cache; see `edgellm.runtimes.session.Session`."""
+
+    def __init__(self, runtime: TfliteRuntime) -> None:
+        self.max_context = runtime.max_context
+        self._runtime = runtime
+        self._length = 0
+        self._capacity = 0
+        self._kv: dict[str, Any] = {}
+        self._buffers: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {}
+        self._closed = False
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._length
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """Append tokens; float32 [vocab] logits after the last one."""
+        array = self._checked(ids)
+        before = self._length
+        try:
+            left = array[:-1]
+            while len(left):
+                signature = self._chunk(len(left))
+                self._run(signature, left[: signature.tokens])
+                left = left[signature.tokens :]
+            return self.decode(int(array[-1]))
+        except BaseException:
+            self._length = before
+            raise
+
+    def decode(self, token: int) -> Logits:
+        """Append one token; float32 [vocab] logits after it."""
+        array = self._checked([token])
+        logits: Logits = self._run(self._runtime.signatures[DECODE], array)[0]
+        return logits
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Append tokens; float32 [len(ids), vocab], the logits after each of them."""
+        array = self._checked(ids)
+        before, signature = self._length, self._runtime.logits
+        result = np.empty((len(array), self._runtime.vocab), dtype=np.float32)
+        try:
+            for begin in range(0, len(array), signature.tokens):
+                part = array[begin : begin + signature.tokens]
+                result[begin : begin + len(part)] = self._run(signature, part)[: len(part)]
+        except BaseException:
+            self._length = before
+            raise
+        return result
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if not 0 <= length <= self._length:
+            raise UsageError(f"cannot rewind to {length} tokens", fix=f"the session holds {self._length}")
+        self._length = length
+
+    def close(self) -> None:
+        """Release the cache."""
+        self._kv, self._buffers = {}, {}
+        self._length = self._capacity = 0
+        self._closed = True
+
+    def _chunk(self, count: int) -> Signature:
+        """The signature that takes the next part of `count` tokens: padding more than half of a chunk does not pay."""
+        fitting = [signature for signature in self._runtime.prefills if 2 * count > signature.tokens]
+        return fitting[-1] if fitting else self._runtime.prefills[0]
+
+    def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
+        if self._closed or self._runtime.model is None:
+            raise UsageError("the session or its model is closed", fix="open a new one")
+        return token_ids(ids, self._runtime.vocab, self._length, self.max_context).astype(np.int32)
+
+    def _run(self, signature: Signature, ids: NDArray[np.int32]) -> Logits:
+        """Append up to T tokens; the signature's logits [T, vocab], or an empty array where it has none."""
+        runtime = self._runtime
+        with runtime.lock:
+            if runtime.model is None:
+                raise UsageError("the session or its model is closed", fix="open a new one")
+            self._reserve(self._length + signature.tokens)  # padding is written behind the tokens: it needs room too
+            inputs, outputs, by_name = self._bind(signature)
+            tokens = np.zeros(signature.tokens, np.int32)
+            tokens[: len(ids)] = ids
+            at = np.arange(self._length, self._length + signature.tokens, dtype=np.int32)
+            by_name[TOKENS].write(tokens)
+            by_name["input_pos"].write(at)
+            for name in signature.inputs:
+                if name.startswith("mask"):
+                    by_name[name].write(_mask(at, self._capacity, int(name[5:] or 0)))
+            try:
+                runtime.model.run_by_index(signature.index, inputs, outputs)
+            except RuntimeError as error:
+                raise InferenceError(f"LiteRT failed: {_reason(error)}", fix="convert the model again") from error
+            self._length += len(ids)
+            if "logits" not in by_name:
+                return np.empty((0, runtime.vocab), np.float32)
+            size = signature.tokens * runtime.vocab
+            rows: Logits = by_name["logits"].read(size, np.float32).reshape(signature.tokens, runtime.vocab)
+            return rows
+
+    def _bind(self, signature: Signature) -> tuple[list[Any], list[Any], dict[str, Any]]:
+        """The signature's buffers for this session, the caches shared by all signatures."""
+        runtime = self._runtime
+        runtime.resize(signature, self._capacity)
+        if signature.name not in self._buffers:
+            create, by_name = runtime.model.create_input_buffer_by_name, {}
+            for name in signature.inputs:
+                if name.startswith("kv_cache_"):
+                    if name not in self._kv:
+                        self._kv[name] = create(signature.name, name)
+                        self._kv[name].write(np.zeros(self._cache_size(signature, name), np.float32))
+                    by_name[name] = self._kv[name]
+                else:
+                    by_name[name] = create(signature.name, name)
+            for name in signature.outputs:
+                if name not in by_name:
+                    by_name[name] = runtime.model.create_output_buffer_by_name(signature.name, name)
+            inputs, outputs = ([by_name[name] for name in names] for names in (signature.inputs, signature.outputs))
+            self._buffers[signature.name] = inputs, outputs, by_name
+        return self._buffers[signature.name]
+
+    def _cache_size(self, signature: Signature, name: str) -> int:
+        shape = signature.shapes[name]
+        return shape[1] * self._capacity * shape[3]
+
+    def _reserve(self, slots: int) -> None:
+        """Room for `slots` tokens and padding; what is in the cache is kept."""
+        if slots <= self._capacity:
+            return
+        runtime, old_capacity = self._runtime, self._capacity
+        capacity = -(-slots // STEP) * STEP
+        more = memory.kv_bytes_per_token(runtime.graph) * capacity  # old and new are there at once, one layer at a time
+        free = memory.available_bytes()
+        if free is not None and more > free:
+            raise ResourceError(
+                f"a KV cache of {capacity} tokens needs {more >> 20} MiB and {free >> 20} MiB are available",
+                fix="use a shorter context, or close other sessions",
+            )
+        old, self._kv, self._buffers, self._capacity = self._kv, {}, {}, capacity
+        if not old:
+            return
+        decode = runtime.signatures[DECODE]
+        runtime.resize(decode, capacity)
+        for name in list(old):
+            shape = decode.shapes[name]
+            heads, width = shape[1], shape[3]
+            kept = old.pop(name).read(heads * old_capacity * width, np.float32).reshape(heads, old_capacity, width)
+            grown = np.zeros((heads, capacity, width), np.float32)
+            grown[:, : self._length] = kept[:, : self._length]
+            self._kv[name] = runtime.model.create_input_buffer_by_name(DECODE, name)
+            self._kv[name].write(grown)
+
+
+def _mask(at: NDArray[np.int32], capacity: int, window: int) -> NDArray[np.float32]:
+    """float32 [1, 1, T, capacity] for queries at positions `at`; a window of 0 is none."""
+    slots = np.arange(capacity, dtype=np.int32)
+    visible = slots <= at[:, None]
+    if window:
+        visible &= slots > at[:, None] - window
+    return np.where(visible, np.float32(0), HIDDEN)[None, None]
+
+
+@contextlib.contextmanager
+def _native_log() -> Iterator[None]:
+    """Keep what native code writes to stderr off the terminal."""
+    saved = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(saved, 2)
+            os.close(saved)
+
+
+def _silence() -> None:
+    """At the end of the process: what native code still destroys then, it logs."""
+    sys.stderr.flush()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def _reason(error: Exception) -> str:
+    """The sense of a native message: its first line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

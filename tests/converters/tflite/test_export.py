@@ -1,0 +1,106 @@
+"""The exported graph says what transformers and the ONNX graph say, for every architecture, however the tokens are fed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgellm.converters.architectures import describe
+from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
+from edgellm.converters.recipes import recipe
+from edgellm.converters.tflite import export
+from edgellm.converters.weights import Weight
+from edgellm.errors import UsageError
+from edgellm.scheme import Recipe, Rule, Scheme
+from tests import onnx_model, tflite_model
+from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
+
+IDS = np.random.default_rng(7).integers(3, 131, 24)
+TOLERANCE = 1e-4  # of float32 logits of magnitude 1 to 10
+
+
+def close(got: NDArray[np.float32], wanted: NDArray[np.float32]) -> None:
+    np.testing.assert_allclose(got, wanted, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+def test_float_logits_equal_transformers(architecture: str, variant: str, tmp_path: Path) -> None:
+    """Whole prompt, a padded chunk and a step, single tokens, and again after a rewind; and onnxruntime agrees."""
+    source = tiny(architecture, variant)
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    wanted = torch_logits(source.model, IDS)
+    session = tflite_model.exported(tmp_path, spec, tensors).session()
+
+    every = session.logits(IDS)
+    close(every, wanted)
+    close(onnx_model.exported(tmp_path, spec, tensors).run(IDS, 0), every)
+    session.rewind(0)
+    close(session.prefill(IDS[:14]), wanted[13])
+    close(np.stack([session.decode(token) for token in IDS[14:]]), wanted[14:])
+    session.rewind(11)
+    other = np.concatenate([IDS[:11], IDS[:5]])
+    close(session.prefill(other[11:]), torch_logits(source.model, other)[15])
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+@pytest.mark.parametrize(("quant", "block"), [("int8", 0), ("int4", 0), ("int4", 32)])
+def test_quantized_logits_are_those_of_the_same_grid(
+    architecture: str, variant: str, quant: str, block: int, tmp_path: Path
+) -> None:
+    """Numpy on the same weights and the same 8-bit activations, and far nearer to that than to the model at float32."""
+    source = tiny(architecture, variant)
+    checkpoint = MemoryCheckpoint(source.config, source.state)
+    spec, tensors = describe(checkpoint)
+    wanted = recipe(quant, "rtn", block, export.grid)
+    widths = {tensors(f"layers.0.{name}.weight").shape[1] for name in ("q", "o", "down")}
+    if block and any(width % block for width in widths):
+        with pytest.raises(UsageError, match="4 bits in blocks of 32; use"):
+            export.plan(spec, tensors, wanted)
+        return
+    session = tflite_model.exported(tmp_path, spec, tensors, wanted).session()
+    same_grid, plain = (
+        ReferenceModel(spec, lambda name, grid=grid: Weight(name, tensors(name), grid.scheme(name)), ops)  # type: ignore[misc]
+        for grid, ops in ((wanted, tflite_model.DynamicOps()), (Recipe("fp32", "none"), NumpyOps()))
+    )
+    near = 0
+    for token in IDS:  # contexts of one token: no history in which a difference could grow
+        session.rewind(0)
+        near += bool(np.abs(session.logits([token])[0] - same_grid.logits([token])[0]).max() < 1e-3)
+    assert near > len(IDS) / 2, "they part only where an activation falls between two levels"
+    session.rewind(0)
+    got, alike = session.logits(IDS), same_grid.logits(IDS)
+    assert rms(got - alike) < (0.1 if quant == "int4" else 0.8) * rms(got - plain.logits(IDS))
+
+
+def rms(values: NDArray[np.float32]) -> float:
+    return float(np.sqrt(np.mean(values * values)))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        Scheme(4, 32, symmetric=False, scales="positive bfloat16"),
+        Scheme(4, 16, scales="positive bfloat16"),
+        Scheme(8, 32, scales="positive"),
+        Scheme(4, 32),
+    ],
+)
+def test_a_grid_without_kernels_is_refused(scheme: Scheme) -> None:
+    source = tiny("llama", "plain")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    with pytest.raises(UsageError, match="cannot have"):
+        export.plan(spec, tensors, Recipe("x", "rtn", (Rule("layers.*.q.weight", scheme),)))
+
+
+def test_weights_lie_in_the_file_once(tmp_path: Path) -> None:
+    """Four signatures, and a tied head: the file is the weights and tables of a fraction of them."""
+    source = tiny("gemma3", "plain")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    assert spec.tied_head
+    tflite_model.exported(tmp_path, spec, tensors)
+    values = sum(parameter.numel() for parameter in source.model.parameters())
+    size = (tmp_path / export.GRAPH_FILE).stat().st_size
+    assert 4 * values < size < 4 * values + (1 << 20)
