@@ -30,12 +30,14 @@ from numpy.typing import NDArray
 
 from edgellm.bundle import Bundle, Graph
 from edgellm.errors import BundleError, InferenceError, ResourceError, RuntimeUnavailable, UsageError
-from edgellm.runtimes import memory
+from edgellm.runtimes import memory, tflite_file
 from edgellm.runtimes.session import Logits, token_ids
 from edgellm.runtimes.weight_cache import packed_weights
 
 NAME = "tflite"
 DECODE, PREFILL, LOGITS, TOKENS = "decode", "prefill_", "logits_", "tokens"
+POSITIONS, CACHE = "input_pos", "kv_cache_"
+AXES = ("batch", "kv_heads", "capacity", "head_dim")
 STEP = 256  # slots: attention costs by capacity, so it grows by steps and does not double
 HIDDEN = np.float32(-1e9)  # finite: a row of which nothing is visible must not become NaN
 
@@ -50,6 +52,7 @@ def load(bundle: Bundle, *, threads: int, max_context: int) -> TfliteRuntime:
     graph = bundle.graphs[NAME]
     path = bundle.file(graph.file)
     model = open_model(path, bundle.files[graph.file].sha256, threads)
+    _check_graph(model, graph, bundle)
     return TfliteRuntime(model, graph, vocab=bundle.spec.vocab_size, threads=threads, max_context=max_context)
 
 
@@ -66,6 +69,8 @@ def open_model(path: Path, sha256: str, threads: int) -> Any:
     version = importlib.metadata.version("ai-edge-litert")
     try:
         with _native_log(), packed_weights(sha256, version) as cache:
+            if cache is None or not cache.exists():  # else it was done for the same bytes
+                tflite_file.check(path)
             cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=os.fspath(cache or ""))
             options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
             model = CompiledModel.from_file(os.fspath(path), options=options)
@@ -74,6 +79,31 @@ def open_model(path: Path, sha256: str, threads: int) -> Any:
     except RuntimeError as error:
         raise BundleError(f"LiteRT refuses the graph: {_reason(error)}", where=path, fix="convert the model again") from error
     return model
+
+
+def _check_graph(model: Any, graph: Graph, bundle: Bundle) -> None:
+    """What the manifest says of the graph must be what the graph has: buffers are made from it."""
+    signatures = {signature.name: signature for signature in _signatures(model)}
+    caches = {
+        template.replace("{layer}", str(layer)): [1, layout.kv_heads, layout.head_dim]
+        for layout in graph.kv
+        for layer in layout.layers
+        for template in (layout.past_key, layout.past_value)
+    }
+    fits = DECODE in signatures and all(any(name.startswith(kind) for name in signatures) for kind in (PREFILL, LOGITS))
+    for name, signature in signatures.items():
+        shapes = {each: [size for axis, size in enumerate(shape) if axis != 2] for each, shape in signature.shapes.items()}
+        fits = fits and {each: shape for each, shape in shapes.items() if each.startswith(CACHE)} == caches
+        fits = fits and caches.keys() <= set(signature.outputs) and signature.shapes.get(POSITIONS) == [signature.tokens]
+        if not name.startswith(PREFILL):
+            details = model.get_output_tensor_details(name).get("logits", {"shape": []})
+            fits = fits and [int(size) for size in details["shape"]] == [signature.tokens, bundle.spec.vocab_size]
+    if not fits or any(layout.capacity != "model" or layout.axes != AXES or layout.dtype != "float32" for layout in graph.kv):
+        raise BundleError(
+            "the graph is not as the manifest says",
+            where=bundle.file(graph.file),
+            fix="upgrade edgellm, or convert the model again",
+        )
 
 
 @dataclass
@@ -134,7 +164,7 @@ class TfliteRuntime:
             shape = signature.shapes[name]
             if name.startswith("mask"):
                 shape = [*shape[:3], capacity]
-            elif name.startswith("kv_cache_"):
+            elif name.startswith(CACHE):
                 shape = [*shape[:2], capacity, shape[3]]
             else:
                 continue
@@ -146,9 +176,8 @@ def _signatures(model: Any) -> Iterator[Signature]:
     for name, parts in model.get_signature_list().items():
         details = model.get_input_tensor_details(name)
         shapes = {each: [int(size) for size in details[each]["shape"]] for each in parts["inputs"]}
-        yield Signature(
-            model.get_signature_index(name), name, shapes[TOKENS][0], list(parts["inputs"]), list(parts["outputs"]), shapes
-        )
+        tokens = shapes.get(TOKENS, [0])[0]
+        yield Signature(model.get_signature_index(name), name, tokens, list(parts["inputs"]), list(parts["outputs"]), shapes)
 
 
 class TfliteSession:
@@ -241,7 +270,7 @@ class TfliteSession:
             tokens[: len(ids)] = ids
             at = np.arange(self._length, self._length + signature.tokens, dtype=np.int32)
             by_name[TOKENS].write(tokens)
-            by_name["input_pos"].write(at)
+            by_name[POSITIONS].write(at)
             for name in signature.inputs:
                 if name.startswith("mask"):
                     by_name[name].write(_mask(at, self._capacity, int(name[5:] or 0)))
@@ -263,7 +292,7 @@ class TfliteSession:
         if signature.name not in self._buffers:
             create, by_name = runtime.model.create_input_buffer_by_name, {}
             for name in signature.inputs:
-                if name.startswith("kv_cache_"):
+                if name.startswith(CACHE):
                     if name not in self._kv:
                         self._kv[name] = create(signature.name, name)
                         self._kv[name].write(np.zeros(self._cache_size(signature, name), np.float32))

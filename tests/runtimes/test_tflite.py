@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import transformers
 import edgellm
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
-from edgellm.errors import RuntimeUnavailable, UsageError
+from edgellm.errors import BundleError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import open_runtime, tflite
 from edgellm.runtimes.session import Runtime, Session
 
@@ -202,6 +204,26 @@ def test_a_cache_that_cannot_be_written_is_done_without(bundle: Path, tmp_path: 
     (tmp_path / "cache").write_text("a file stands where the folder should be")
     done = run(bundle, tmp_path / "cache")
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["spec"].update(vocab_size=260),
+        lambda manifest: manifest["graphs"]["tflite"]["kv"][0].update(kv_heads=4),
+        lambda manifest: manifest["graphs"]["tflite"]["kv"][0].update(head_dim=32),
+        lambda manifest: manifest["graphs"]["tflite"]["kv"][0].update(past_key="nowhere.{layer}"),
+        lambda manifest: manifest["graphs"]["tflite"]["kv"][0].update(layers=[0]),
+        lambda manifest: manifest["graphs"]["tflite"]["kv"][0].update(capacity="session"),
+    ],
+)
+def test_a_manifest_that_says_otherwise(bundle: Path, tmp_path: Path, change: Callable[[Any], None]) -> None:
+    folder = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
+    change(manifest)
+    (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError):
+        open_runtime(Bundle.open(folder))
 
 
 def test_only_its_own_runtime_is_imported(bundle: Path) -> None:
