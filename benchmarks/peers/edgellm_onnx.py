@@ -17,13 +17,18 @@ VARIANTS = {"int4-b32": 4, "int4-b64": 4, "int4-b128": 4, "int8": 8}
 
 
 def prepare(variant: str, source: Path, folder: Path) -> Path:
-    """A bundle. Made anew every time: what converts it is what is being worked on, and it takes seconds."""
+    """A bundle."""
+    return make_bundle("onnx", variant, 32, source, folder)
+
+
+def make_bundle(target: str, variant: str, block_size: int, source: Path, folder: Path) -> Path:
+    """A bundle for a runtime. Made anew every time: what converts it is what is being worked on, and it takes seconds."""
     from edgellm.conversion import convert  # here, so that a child that measures stays on the device side
 
     quant, _, block = variant.partition("-b")
-    target = folder / f"edgellm-{variant}"
-    shutil.rmtree(target, ignore_errors=True)
-    bundle = convert(source, target, quant=quant, block_size=int(block or 32))
+    output = folder / f"edgellm-{target}-{variant}"
+    shutil.rmtree(output, ignore_errors=True)
+    bundle = convert(source, output, target=target, quant=quant, block_size=int(block or block_size))
     bundle.ensure_verified()  # once, not in the load that is measured
     return bundle.path
 

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from edgellm.errors import RuntimeUnavailable, UsageError
 
 Logits = NDArray[np.float32]
-OURS = "edgellm_onnx"
+OURS = "edgellm_"  # our own engines, by runtime
 
 
 class Engine(Protocol):
@@ -87,7 +87,7 @@ def available() -> tuple[str, ...]:
     here = Path(__file__).parent
     names = [module.name for module in pkgutil.iter_modules([str(here)])]
     peers = [name for name in names if "\ndef open_engine(" in (here / f"{name}.py").read_text(encoding="utf-8")]
-    return tuple(sorted(peers, key=lambda name: (name != OURS, name)))
+    return tuple(sorted(peers, key=lambda name: (not name.startswith(OURS), name)))
 
 
 def peer(name: str) -> Peer:

@@ -130,13 +130,13 @@ def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
     measures = _measures(report)
     rows = [["edgellm", "peer", *measures.values(), "RSS", "KL ours / theirs", "KL no worse"]]
     engines = [each for each in report["engines"] if each["model"] == model]
-    ours = [each for each in engines if each["engine"].startswith(f"{OURS}:")]
+    ours = [each for each in engines if each["engine"].startswith(OURS)]
     for mine in ours:
         for theirs in engines:
             if theirs in ours or theirs["bits"] != mine["bits"]:
                 continue
             pair = mine["engine"], theirs["engine"]
-            cells = [pair[0].partition(":")[2], pair[1]]
+            cells = [pair[0].removeprefix(OURS), pair[1]]
             for measure in (*measures, "rss"):
                 found = ratios(report, model, *pair, threads, measure)
                 cells.append("-" if found is None else found.text(2))

@@ -88,14 +88,14 @@ def test_medians_with_lowest_and_highest(report: dict[str, Any]) -> None:
 
 
 def test_ratios_are_taken_round_by_round(report: dict[str, Any]) -> None:
-    cells = row(table.markdown(report), "int4-b32", THEIRS)
+    cells = row(table.markdown(report), "onnx:int4-b32", THEIRS)
     ratio = "1.20 (1.00-2.00)"  # of 2.0, 1.2 and 1.0; the ratio of the medians would be 1.10
     assert cells[2:] == [ratio, ratio, "0.50 (0.50-0.50)", "0.3000 / 0.3100", "yes"]
 
 
 def test_a_failed_round_is_in_no_ratio_and_is_named(report: dict[str, Any]) -> None:
     text = table.markdown(report)
-    cells = row(text, "int8", THEIRS8)
+    cells = row(text, "onnx:int8", THEIRS8)
     assert cells[3] == "0.62 (0.50-0.75)"  # of rounds 0 and 2
     assert cells[-2:] == ["0.0040 / 0.0030", "tie"]
     assert text.rstrip().partition("Failed:")[2].split("\n") == ["", "", f"- tiny, {THEIRS8}: it fell over"]
@@ -104,12 +104,12 @@ def test_a_failed_round_is_in_no_ratio_and_is_named(report: dict[str, Any]) -> N
 def test_a_clearly_higher_kl_is_no_tie(report: dict[str, Any]) -> None:
     (ours,) = (each for each in report["quality"] if each["engine"] == OURS)
     ours["divergences"] = [0.2, 0.39, 0.61]
-    assert row(table.markdown(report), "int4-b32", THEIRS)[-1] == "no"
+    assert row(table.markdown(report), "onnx:int4-b32", THEIRS)[-1] == "no"
 
 
 def test_four_bits_are_not_compared_with_eight(report: dict[str, Any]) -> None:
     lines = table.markdown(report).splitlines()
-    assert not [line for line in lines if line.startswith((f"| int4-b32 | {THEIRS8}", f"| int8 | {THEIRS} "))]
+    assert not [line for line in lines if line.startswith((f"| onnx:int4-b32 | {THEIRS8}", f"| onnx:int8 | {THEIRS} "))]
 
 
 def test_the_table_names_command_machine_versions_and_what_is_left_out(report: dict[str, Any]) -> None:
@@ -132,7 +132,7 @@ def test_an_engine_without_any_figures_keeps_its_row(report: dict[str, Any]) -> 
     report["quality"] = [each for each in report["quality"] if each["engine"] != THEIRS]
     text = table.markdown(report)
     assert row(text, THEIRS)[3:] == ["-"] * 6
-    assert row(text, "int4-b32", THEIRS)[2:] == ["-"] * 5
+    assert row(text, "onnx:int4-b32", THEIRS)[2:] == ["-"] * 5
 
 
 def test_kl_is_torchs(rng: np.random.Generator) -> None:
@@ -160,7 +160,7 @@ def rng() -> np.random.Generator:
 
 
 def test_peers_are_found_by_their_files() -> None:
-    assert peers.available() == ("edgellm_onnx", "llama_cpp", "onnxruntime_genai")
+    assert peers.available() == ("edgellm_onnx", "edgellm_tflite", "llama_cpp", "onnxruntime_genai")
     assert peers.choose(["llama_cpp:q8_0", "llama_cpp"]) == [EngineId("llama_cpp", "q8_0"), EngineId("llama_cpp", "q4_0")]
 
 
@@ -280,7 +280,7 @@ def test_a_childs_memory_is_its_own(run: tuple[dict[str, Any], Path]) -> None:
     """getrusage would count this process at the time of the fork."""
     report, folder = run
     ballast = np.ones(100_000_000, np.float64)
-    (bundle,) = folder.rglob("edgellm-int8")
+    (bundle,) = folder.rglob("edgellm-onnx-int8")
     job = Job("speed", "edgellm_onnx", str(bundle), 1, report["models"][0]["ids"], prefill=8, depths=(4,), steps=2)
     assert run_child(job)["rss"] < ballast.nbytes / 2
 
