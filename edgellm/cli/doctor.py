@@ -9,13 +9,13 @@ import click
 
 from edgellm.cli._options import readable
 
-# Package, what it is for, how it comes.
+# Package, what it is for, when it is needed, how it comes.
 PACKAGES = (
-    ("onnxruntime", "runs ONNX bundles", "pip install 'edgellm[onnx]'"),
-    ("onnx", "makes ONNX bundles", "pip install 'edgellm[convert]'"),
-    ("huggingface-hub", "fetches models from the hub", "pip install 'edgellm[convert]'"),
+    ("onnxruntime", "runs ONNX bundles", "to run bundles", "pip install 'edgellm[onnx]'"),
+    ("ai-edge-litert", "runs TFLite bundles, and makes them", "for TFLite bundles", "pip install 'edgellm[tflite]'"),
+    ("onnx", "makes ONNX bundles", "to convert models", "pip install 'edgellm[convert]'"),
+    ("huggingface-hub", "fetches models from the hub", "to convert models", "pip install 'edgellm[convert]'"),
 )
-RUNTIMES = ("onnxruntime",)
 LITTLE_MEMORY = 512_000_000
 
 
@@ -73,10 +73,9 @@ def _machine() -> list[Finding]:
 
 def _packages() -> list[Finding]:
     findings = []
-    for package, purpose, install in PACKAGES:
+    for package, purpose, need, install in PACKAGES:
         try:
             findings.append(Finding(package, f"{importlib.metadata.version(package)}, {purpose}"))
         except importlib.metadata.PackageNotFoundError:
-            need = "to run bundles" if package in RUNTIMES else "on a workstation that converts models"
             findings.append(Finding(package, f"not installed, {purpose}", f"{need}: {install}"))
     return findings

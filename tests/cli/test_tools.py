@@ -105,5 +105,6 @@ def test_doctor_knows_this_machine() -> None:
     import onnxruntime
 
     assert f"onnxruntime      {onnxruntime.__version__}" in result.stdout
+    assert "\nai-edge-litert   " in result.stdout
     for line in ("edgellm", "system", "cpu", "cpu features", "threads", "memory", "cache"):
         assert f"\n{line} " in f"\n{result.stdout}"
