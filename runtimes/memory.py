@@ -68,6 +68,20 @@ def check_fits(bundle: Bundle, graph: Graph, context: int, available: int | None
     )
 
 
+def check_growth(graph: Graph, capacity: int, tokens: int) -> None:
+    """Refuse to let a cache grow by `tokens` to `capacity` where memory for that is not available.
+
+    Raises:
+        ResourceError: with the numbers in it.
+    """
+    more, available = kv_bytes_per_token(graph) * tokens, available_bytes()
+    if available is not None and more > available:
+        raise ResourceError(
+            f"a KV cache of {capacity} tokens needs {_mib(more)} more and {_mib(available)} are available",
+            fix="use a shorter context, or close other sessions",
+        )
+
+
 def _machine(root: Path) -> Iterator[int]:
     try:
         lines = (root / "proc/meminfo").read_text(encoding="ascii").splitlines()

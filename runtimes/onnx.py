@@ -24,11 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.bundle import Bundle, Graph
-from edgellm.errors import BundleError, InferenceError, ResourceError, RuntimeUnavailable, UsageError
+from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import memory
-from edgellm.runtimes.session import Logits, token_ids
+from edgellm.runtimes.session import Logits, TokenCache
 
-NAME = "onnx"
+NAME, PACKAGE = "onnx", "onnxruntime"
 CHUNK = 128  # prompt tokens in one run: longer ones are no faster, and hold more activations
 LOGITS_BYTES = 64 << 20  # of one run of `logits`
 FIRST_CAPACITY = 256
@@ -157,17 +157,15 @@ class OnnxRuntime:
         self._inference = None
 
 
-class OnnxSession:
+class OnnxSession(TokenCache):
     """One KV cache; see `edgellm.runtimes.session.Session`."""
 
     def __init__(self, runtime: OnnxRuntime) -> None:
         import onnxruntime
 
+        super().__init__(runtime._vocab, runtime.max_context)
         api: Any = onnxruntime
-        self.max_context = runtime.max_context
         self._runtime = runtime
-        self._vocab = runtime._vocab
-        self._length = 0
         self._capacity = 0
         self._ort_value = api.OrtValue.ortvalue_from_numpy
         self._run_options = api.RunOptions()
@@ -195,17 +193,12 @@ class OnnxSession:
         self._many.bind_ortvalue_input("logits_start", self._ort_value(self._start))
         self._many.bind_output("logits", "cpu")  # bound first, so it is the first of get_outputs()
 
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return self._length
-
     def prefill(self, ids: Sequence[int]) -> Logits:
         """Append tokens; float32 [vocab] logits after the last one."""
         array = self._checked(ids)
         if len(array) == 1:
             return self.decode(int(array[0]))
-        with _Undo(self):
+        with self._all_or_nothing():
             last = (len(array) - 1) // CHUNK * CHUNK
             for begin in range(0, last, CHUNK):
                 self._append(array[begin : begin + CHUNK], NONE)
@@ -227,20 +220,10 @@ class OnnxSession:
         array = self._checked(ids)
         result = np.empty((len(array), self._vocab), dtype=np.float32)
         size = max(1, min(CHUNK, LOGITS_BYTES // (4 * self._vocab)))
-        with _Undo(self):
+        with self._all_or_nothing():
             for begin in range(0, len(array), size):
                 result[begin : begin + size] = self._append(array[begin : begin + size], ALL)
         return result
-
-    def rewind(self, length: int) -> None:
-        """Keep the first `length` tokens.
-
-        Raises:
-            UsageError: there are not so many.
-        """
-        if not 0 <= length <= self._length:
-            raise UsageError(f"cannot rewind to {length} tokens", fix=f"the session holds {self._length}")
-        self._length = length
 
     def close(self) -> None:
         """Release the cache."""
@@ -253,7 +236,7 @@ class OnnxSession:
         """`ids` as an array, after a look at everything that a caller can get wrong; makes room for them."""
         if self._step is None or self._runtime._inference is None:
             raise UsageError("the session or its model is closed", fix="open a new one")
-        array = token_ids(ids, self._vocab, self._length, self.max_context)
+        array = self._appendable(ids)
         total = self._length + len(array)
         if total > self._capacity:
             self._grow(total)
@@ -265,13 +248,7 @@ class OnnxSession:
         while capacity < total:
             capacity *= 2
         capacity = min(capacity, self.max_context)
-        more = memory.kv_bytes_per_token(self._runtime._graph) * (capacity - self._capacity)
-        free = memory.available_bytes()
-        if free is not None and more > free:
-            raise ResourceError(
-                f"a KV cache of {capacity} tokens needs {more >> 20} MiB more and {free >> 20} MiB are available",
-                fix="use a shorter context, or close other sessions",
-            )
+        memory.check_growth(self._runtime._graph, capacity, capacity - self._capacity)
         ones = np.ones((1, capacity), dtype=np.int64)
         for index, (past, present, old) in enumerate(self._kv):
             new = _pages((1, old.shape[1], capacity, old.shape[3]), old.dtype)
@@ -314,20 +291,6 @@ class OnnxSession:
             self._masks = [self._ort_value(self._ones[:, :length]) for length in lengths]
             self._masks_from = total
         return self._masks[total - self._masks_from]
-
-
-class _Undo:
-    """Puts a session back to its old length when the block fails."""
-
-    def __init__(self, session: OnnxSession) -> None:
-        self._session, self._length = session, session._length
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self._session._length = self._length
 
 
 def _pages(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:

@@ -4,12 +4,13 @@ One adapter is one file of this folder, named as users name the runtime (`onnx`,
 
     load(bundle: Bundle, *, threads: int, max_context: int) -> Runtime
 
-and its package is imported only when that is called. Sessions know token ids, not text.
+and its distribution's name, PACKAGE, which is imported only when `load` is called. Sessions know token ids, not text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -84,28 +85,61 @@ class Runtime(Protocol):
         ...
 
 
-def token_ids(ids: Sequence[int], vocab: int, length: int, max_context: int) -> NDArray[np.int64]:
-    """What a caller appends to a session of `length` tokens, after a look at everything that can be wrong with it.
+class TokenCache:
+    """What the adapters' sessions share: how many tokens there are, which may follow, and going back."""
 
-    Raises:
-        UsageError: no ids, none of integers, one outside the vocabulary, or more than the context has room for.
-    """
-    try:
-        array = np.asarray(ids)
-    except ValueError:  # lists of several lengths
-        array = np.empty((1, 1))
-    if array.size == 0:
-        raise UsageError("no token ids", fix="give at least one")
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise UsageError("token ids are not a flat sequence of integers", fix="give a list of ints")
-    low, high = int(array.min()), int(array.max())
-    if low < 0 or high >= vocab:
-        wrong = low if low < 0 else high
-        raise UsageError(f"token id {wrong} is outside the vocabulary", fix=f"use ids from 0 to {vocab - 1}")
-    total = length + len(array)
-    if total > max_context:
-        raise UsageError(
-            f"{len(array)} more tokens make {total}, and the context is {max_context}",
-            fix="give fewer, rewind, or load with a larger max_context",
-        )
-    return array.astype(np.int64, copy=False)
+    def __init__(self, vocab: int, max_context: int) -> None:
+        self.max_context = max_context
+        self._vocab = vocab
+        self._length = 0
+
+    @property
+    def length(self) -> int:
+        """Tokens in the cache."""
+        return self._length
+
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens.
+
+        Raises:
+            UsageError: there are not so many.
+        """
+        if not 0 <= length <= self._length:
+            raise UsageError(f"cannot rewind to {length} tokens", fix=f"the session holds {self._length}")
+        self._length = length
+
+    @contextlib.contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Back to the old length when the block fails."""
+        length = self._length
+        try:
+            yield
+        except BaseException:
+            self._length = length
+            raise
+
+    def _appendable(self, ids: Sequence[int]) -> NDArray[np.int64]:
+        """What a caller appends as an array, after a look at everything that can be wrong with it.
+
+        Raises:
+            UsageError: no ids, none of integers, one outside the vocabulary, or more than the context has room for.
+        """
+        try:
+            array = np.asarray(ids)
+        except ValueError:  # lists of several lengths
+            array = np.empty((1, 1))
+        if array.size == 0:
+            raise UsageError("no token ids", fix="give at least one")
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise UsageError("token ids are not a flat sequence of integers", fix="give a list of ints")
+        low, high = int(array.min()), int(array.max())
+        if low < 0 or high >= self._vocab:
+            wrong = low if low < 0 else high
+            raise UsageError(f"token id {wrong} is outside the vocabulary", fix=f"use ids from 0 to {self._vocab - 1}")
+        total = self._length + len(array)
+        if total > self.max_context:
+            raise UsageError(
+                f"{len(array)} more tokens make {total}, and the context is {self.max_context}",
+                fix="give fewer, rewind, or load with a larger max_context",
+            )
+        return array.astype(np.int64, copy=False)

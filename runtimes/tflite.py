@@ -17,10 +17,10 @@ import atexit
 import contextlib
 import importlib.metadata
 import os
+import re
 import sys
-import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,16 +29,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.bundle import Bundle, Graph
-from edgellm.errors import BundleError, InferenceError, ResourceError, RuntimeUnavailable, UsageError
+from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import memory, tflite_file
-from edgellm.runtimes.session import Logits, token_ids
+from edgellm.runtimes.session import Logits, TokenCache
 from edgellm.runtimes.weight_cache import packed_weights
 
-NAME = "tflite"
+NAME, PACKAGE = "tflite", "ai-edge-litert"
 DECODE, PREFILL, LOGITS, TOKENS = "decode", "prefill_", "logits_", "tokens"
 POSITIONS, CACHE = "input_pos", "kv_cache_"
 AXES = ("batch", "kv_heads", "capacity", "head_dim")
 STEP = 256  # slots: attention costs by capacity, so it grows by steps and does not double
+MASK = re.compile(r"mask(?:_(\d{1,9}))?")
+STDERR = 2
 HIDDEN = np.float32(-1e9)  # finite: a row of which nothing is visible must not become NaN
 
 
@@ -52,58 +54,20 @@ def load(bundle: Bundle, *, threads: int, max_context: int) -> TfliteRuntime:
     graph = bundle.graphs[NAME]
     path = bundle.file(graph.file)
     model = open_model(path, bundle.files[graph.file].sha256, threads)
-    _check_graph(model, graph, bundle)
-    return TfliteRuntime(model, graph, vocab=bundle.spec.vocab_size, threads=threads, max_context=max_context)
-
-
-def open_model(path: Path, sha256: str, threads: int) -> Any:
-    """LiteRT's CompiledModel of a file whose content has this sha256. Raises as `load`."""
-    try:
-        from ai_edge_litert.compiled_model import CompiledModel  # type: ignore[import-untyped]
-        from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # type: ignore[import-untyped]
-        from ai_edge_litert.options import CpuOptions, Options  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix="pip install edgellm[tflite]") from error
-    atexit.unregister(_silence)
-    atexit.register(_silence)
-    version = importlib.metadata.version("ai-edge-litert")
-    try:
-        with _native_log(), packed_weights(sha256, version) as cache:
-            if cache is None or not cache.exists():  # else it was done for the same bytes
-                tflite_file.check(path)
-            cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=os.fspath(cache or ""))
-            options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
-            model = CompiledModel.from_file(os.fspath(path), options=options)
-            # the first write of a process makes an environment, and logs it
-            model.create_input_buffer_by_name(DECODE, TOKENS).write(np.zeros(1, np.int32))
-    except RuntimeError as error:
-        raise BundleError(f"LiteRT refuses the graph: {_reason(error)}", where=path, fix="convert the model again") from error
-    return model
-
-
-def _check_graph(model: Any, graph: Graph, bundle: Bundle) -> None:
-    """What the manifest says of the graph must be what the graph has: buffers are made from it."""
-    signatures = {signature.name: signature for signature in _signatures(model)}
-    caches = {
-        template.replace("{layer}", str(layer)): [1, layout.kv_heads, layout.head_dim]
-        for layout in graph.kv
-        for layer in layout.layers
-        for template in (layout.past_key, layout.past_value)
-    }
-    fits = DECODE in signatures and all(any(name.startswith(kind) for name in signatures) for kind in (PREFILL, LOGITS))
-    for name, signature in signatures.items():
-        shapes = {each: [size for axis, size in enumerate(shape) if axis != 2] for each, shape in signature.shapes.items()}
-        fits = fits and {each: shape for each, shape in shapes.items() if each.startswith(CACHE)} == caches
-        fits = fits and caches.keys() <= set(signature.outputs) and signature.shapes.get(POSITIONS) == [signature.tokens]
-        if not name.startswith(PREFILL):
-            details = model.get_output_tensor_details(name).get("logits", {"shape": []})
-            fits = fits and [int(size) for size in details["shape"]] == [signature.tokens, bundle.spec.vocab_size]
-    if not fits or any(layout.capacity != "model" or layout.axes != AXES or layout.dtype != "float32" for layout in graph.kv):
+    spec = bundle.spec
+    if not _is_as_said(model, graph, spec.vocab_size):
         raise BundleError(
-            "the graph is not as the manifest says",
-            where=bundle.file(graph.file),
-            fix="upgrade edgellm, or convert the model again",
+            "the graph is not as the manifest says", where=path, fix="upgrade edgellm, or convert the model again"
         )
+    return TfliteRuntime(model, graph, vocab=spec.vocab_size, threads=threads, max_context=max_context)
+
+
+@dataclass(frozen=True)
+class Model:
+    """LiteRT's CompiledModel, and its entry points by name."""
+
+    compiled: Any
+    signatures: Mapping[str, Signature]
 
 
 @dataclass
@@ -113,6 +77,8 @@ class Signature:
     Attributes:
         tokens: T.
         inputs, outputs: names in order.
+        shapes: of the inputs, as they are in the file.
+        masks: window of every mask, by its name.
         capacity: S that its inputs have now; 0 before the first run.
     """
 
@@ -122,7 +88,77 @@ class Signature:
     inputs: list[str]
     outputs: list[str]
     shapes: dict[str, list[int]]
+    masks: dict[str, int]
     capacity: int = 0
+
+
+def open_model(path: Path, sha256: str, threads: int) -> Model:
+    """Load a file whose content has this sha256. Raises as `load`."""
+    try:
+        from ai_edge_litert.compiled_model import CompiledModel  # type: ignore[import-untyped]
+        from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # type: ignore[import-untyped]
+        from ai_edge_litert.options import CpuOptions, Options  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix="pip install edgellm[tflite]") from error
+    atexit.unregister(_silence)
+    atexit.register(_silence)
+    version = importlib.metadata.version(PACKAGE)
+    try:
+        with packed_weights(sha256, version) as cache:
+            if cache is None or not cache.exists():  # else it was done for the same bytes
+                tflite_file.check(path)
+            cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=os.fspath(cache or ""))
+            options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
+            with _native_log():
+                compiled = CompiledModel.from_file(os.fspath(path), options=options)
+                signatures = {name: _signature(compiled, name, parts) for name, parts in compiled.get_signature_list().items()}
+                for name in [*signatures][:1]:  # the first write of a process makes an environment, and logs it
+                    shape = signatures[name].shapes.get(TOKENS, [1])
+                    compiled.create_input_buffer_by_name(name, TOKENS).write(np.zeros(shape, np.int32))
+    except (RuntimeError, ValueError, LookupError) as error:  # names that are no UTF-8, a signature without its inputs
+        raise BundleError(f"LiteRT refuses the graph: {_reason(error)}", where=path, fix="convert the model again") from error
+    return Model(compiled, signatures)
+
+
+def _signature(compiled: Any, name: str, parts: Mapping[str, Sequence[str]]) -> Signature:
+    details = compiled.get_input_tensor_details(name)
+    shapes = {each: [int(size) for size in details[each]["shape"]] for each in parts["inputs"]}
+    masks = {each: int(match[1] or 0) for each in parts["inputs"] if (match := MASK.fullmatch(each))}
+    tokens = (shapes.get(TOKENS) or [0])[0]
+    return Signature(
+        compiled.get_signature_index(name), name, tokens, list(parts["inputs"]), list(parts["outputs"]), shapes, masks
+    )
+
+
+def _is_as_said(model: Model, graph: Graph, vocab: int) -> bool:
+    """Whether the graph has what the manifest says, and what a session needs: buffers are made from it."""
+    if any(layout.capacity != "model" or layout.axes != AXES or layout.dtype != "float32" for layout in graph.kv):
+        return False
+    caches = {
+        template.replace("{layer}", str(layer)): [1, layout.kv_heads, layout.head_dim]
+        for layout in graph.kv
+        for layer in layout.layers
+        for template in (layout.past_key, layout.past_value)
+    }
+    for name, signature in model.signatures.items():
+        tokens, shapes = signature.tokens, signature.shapes
+        if any(len(shape) != 4 for each, shape in shapes.items() if each not in (TOKENS, POSITIONS)):
+            return False
+        found = {each: [*shape[:2], *shape[3:]] for each, shape in shapes.items()}
+        wanted = {
+            **caches,
+            **{mask: [1, 1, shapes[mask][3]] for mask in signature.masks},
+            TOKENS: [tokens],
+            POSITIONS: [tokens],
+        }
+        if tokens < 1 or found != wanted or not caches.keys() <= set(signature.outputs):
+            return False
+        if not name.startswith(PREFILL):
+            logits = model.compiled.get_output_tensor_details(name).get("logits")
+            if logits is None or [int(size) for size in logits["shape"]] != [tokens, vocab]:
+                return False
+    kinds = (DECODE, PREFILL, LOGITS)
+    return all(any(name.startswith(kind) for name in model.signatures) for kind in kinds) and DECODE in model.signatures
 
 
 class TfliteRuntime:
@@ -130,16 +166,17 @@ class TfliteRuntime:
 
     name = NAME
 
-    def __init__(self, model: Any, graph: Graph, *, vocab: int, threads: int, max_context: int) -> None:
+    def __init__(self, model: Model, graph: Graph, *, vocab: int, threads: int, max_context: int) -> None:
         self.threads = threads
         self.max_context = max_context
-        self.model: Any = model
+        self.model: Any = model.compiled
         self.graph = graph
         self.vocab = vocab
         self.lock = threading.RLock()
-        self.signatures = {signature.name: signature for signature in _signatures(model)}
-        self.prefills = sorted((s for s in self.signatures.values() if s.name.startswith(PREFILL)), key=lambda s: s.tokens)
-        self.logits = next(s for s in self.signatures.values() if s.name.startswith(LOGITS))
+        signatures = model.signatures.values()
+        self.decode = model.signatures[DECODE]
+        self.prefills = sorted((each for each in signatures if each.name.startswith(PREFILL)), key=lambda each: each.tokens)
+        self.logits = next(each for each in signatures if each.name.startswith(LOGITS))
 
     def session(self) -> TfliteSession:
         """A new, empty session.
@@ -162,7 +199,7 @@ class TfliteRuntime:
             return
         for index, name in enumerate(signature.inputs):
             shape = signature.shapes[name]
-            if name.startswith("mask"):
+            if name in signature.masks:
                 shape = [*shape[:3], capacity]
             elif name.startswith(CACHE):
                 shape = [*shape[:2], capacity, shape[3]]
@@ -172,75 +209,41 @@ class TfliteRuntime:
         signature.capacity = capacity
 
 
-def _signatures(model: Any) -> Iterator[Signature]:
-    for name, parts in model.get_signature_list().items():
-        details = model.get_input_tensor_details(name)
-        shapes = {each: [int(size) for size in details[each]["shape"]] for each in parts["inputs"]}
-        tokens = shapes.get(TOKENS, [0])[0]
-        yield Signature(model.get_signature_index(name), name, tokens, list(parts["inputs"]), list(parts["outputs"]), shapes)
-
-
-class TfliteSession:
+class TfliteSession(TokenCache):
     """One KV cache; see `edgellm.runtimes.session.Session`."""
 
     def __init__(self, runtime: TfliteRuntime) -> None:
-        self.max_context = runtime.max_context
+        super().__init__(runtime.vocab, runtime.max_context)
         self._runtime = runtime
-        self._length = 0
         self._capacity = 0
         self._kv: dict[str, Any] = {}
         self._buffers: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {}
         self._closed = False
 
-    @property
-    def length(self) -> int:
-        """Tokens in the cache."""
-        return self._length
-
     def prefill(self, ids: Sequence[int]) -> Logits:
         """Append tokens; float32 [vocab] logits after the last one."""
         array = self._checked(ids)
-        before = self._length
-        try:
+        with self._all_or_nothing():
             left = array[:-1]
             while len(left):
                 signature = self._chunk(len(left))
                 self._run(signature, left[: signature.tokens])
                 left = left[signature.tokens :]
-            return self.decode(int(array[-1]))
-        except BaseException:
-            self._length = before
-            raise
+            return self._step(array[-1:])
 
     def decode(self, token: int) -> Logits:
         """Append one token; float32 [vocab] logits after it."""
-        array = self._checked([token])
-        logits: Logits = self._run(self._runtime.signatures[DECODE], array)[0]
-        return logits
+        return self._step(self._checked([token]))
 
     def logits(self, ids: Sequence[int]) -> Logits:
         """Append tokens; float32 [len(ids), vocab], the logits after each of them."""
-        array = self._checked(ids)
-        before, signature = self._length, self._runtime.logits
-        result = np.empty((len(array), self._runtime.vocab), dtype=np.float32)
-        try:
+        array, signature = self._checked(ids), self._runtime.logits
+        result = np.empty((len(array), self._vocab), dtype=np.float32)
+        with self._all_or_nothing():
             for begin in range(0, len(array), signature.tokens):
                 part = array[begin : begin + signature.tokens]
                 result[begin : begin + len(part)] = self._run(signature, part)[: len(part)]
-        except BaseException:
-            self._length = before
-            raise
         return result
-
-    def rewind(self, length: int) -> None:
-        """Keep the first `length` tokens.
-
-        Raises:
-            UsageError: there are not so many.
-        """
-        if not 0 <= length <= self._length:
-            raise UsageError(f"cannot rewind to {length} tokens", fix=f"the session holds {self._length}")
-        self._length = length
 
     def close(self) -> None:
         """Release the cache."""
@@ -256,7 +259,11 @@ class TfliteSession:
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         if self._closed or self._runtime.model is None:
             raise UsageError("the session or its model is closed", fix="open a new one")
-        return token_ids(ids, self._runtime.vocab, self._length, self.max_context).astype(np.int32)
+        return self._appendable(ids).astype(np.int32)
+
+    def _step(self, token: NDArray[np.int32]) -> Logits:
+        row: Logits = self._run(self._runtime.decode, token)[0]
+        return row
 
     def _run(self, signature: Signature, ids: NDArray[np.int32]) -> Logits:
         """Append up to T tokens; the signature's logits [T, vocab], or an empty array where it has none."""
@@ -264,25 +271,23 @@ class TfliteSession:
         with runtime.lock:
             if runtime.model is None:
                 raise UsageError("the session or its model is closed", fix="open a new one")
-            self._reserve(self._length + signature.tokens)  # padding is written behind the tokens: it needs room too
-            inputs, outputs, by_name = self._bind(signature)
             tokens = np.zeros(signature.tokens, np.int32)
             tokens[: len(ids)] = ids
             at = np.arange(self._length, self._length + signature.tokens, dtype=np.int32)
-            by_name[TOKENS].write(tokens)
-            by_name[POSITIONS].write(at)
-            for name in signature.inputs:
-                if name.startswith("mask"):
-                    by_name[name].write(_mask(at, self._capacity, int(name[5:] or 0)))
             try:
+                self._reserve(self._length + signature.tokens)  # padding is written behind the tokens: it needs room too
+                inputs, outputs, by_name = self._bind(signature)
+                by_name[TOKENS].write(tokens)
+                by_name[POSITIONS].write(at)
+                for name, window in signature.masks.items():
+                    by_name[name].write(_mask(at, self._capacity, window))
                 runtime.model.run_by_index(signature.index, inputs, outputs)
             except RuntimeError as error:
                 raise InferenceError(f"LiteRT failed: {_reason(error)}", fix="convert the model again") from error
             self._length += len(ids)
             if "logits" not in by_name:
-                return np.empty((0, runtime.vocab), np.float32)
-            size = signature.tokens * runtime.vocab
-            rows: Logits = by_name["logits"].read(size, np.float32).reshape(signature.tokens, runtime.vocab)
+                return np.empty((0, self._vocab), np.float32)
+            rows: Logits = by_name["logits"].read(signature.tokens * self._vocab, np.float32).reshape(-1, self._vocab)
             return rows
 
     def _bind(self, signature: Signature) -> tuple[list[Any], list[Any], dict[str, Any]]:
@@ -314,28 +319,21 @@ class TfliteSession:
         """Room for `slots` tokens and padding; what is in the cache is kept."""
         if slots <= self._capacity:
             return
-        runtime, old_capacity = self._runtime, self._capacity
+        runtime, decode, old_capacity = self._runtime, self._runtime.decode, self._capacity
         capacity = -(-slots // STEP) * STEP
-        more = memory.kv_bytes_per_token(runtime.graph) * capacity  # old and new are there at once, one layer at a time
-        free = memory.available_bytes()
-        if free is not None and more > free:
-            raise ResourceError(
-                f"a KV cache of {capacity} tokens needs {more >> 20} MiB and {free >> 20} MiB are available",
-                fix="use a shorter context, or close other sessions",
-            )
-        old, self._kv, self._buffers, self._capacity = self._kv, {}, {}, capacity
-        if not old:
-            return
-        decode = runtime.signatures[DECODE]
+        memory.check_growth(
+            runtime.graph, capacity, capacity
+        )  # the old cache goes layer by layer, the new one is whole at once
         runtime.resize(decode, capacity)
-        for name in list(old):
-            shape = decode.shapes[name]
-            heads, width = shape[1], shape[3]
+        # all that can fail comes first: until then the session is as it was
+        grown = {name: runtime.model.create_input_buffer_by_name(DECODE, name) for name in self._kv}
+        old, self._kv, self._buffers, self._capacity = self._kv, grown, {}, capacity
+        for name, buffer in grown.items():
+            _, heads, _, width = decode.shapes[name]
+            values = np.zeros((heads, capacity, width), np.float32)
             kept = old.pop(name).read(heads * old_capacity * width, np.float32).reshape(heads, old_capacity, width)
-            grown = np.zeros((heads, capacity, width), np.float32)
-            grown[:, : self._length] = kept[:, : self._length]
-            self._kv[name] = runtime.model.create_input_buffer_by_name(DECODE, name)
-            self._kv[name].write(grown)
+            values[:, : self._length] = kept[:, : self._length]
+            buffer.write(values)
 
 
 def _mask(at: NDArray[np.int32], capacity: int, window: int) -> NDArray[np.float32]:
@@ -349,21 +347,27 @@ def _mask(at: NDArray[np.int32], capacity: int, window: int) -> NDArray[np.float
 
 @contextlib.contextmanager
 def _native_log() -> Iterator[None]:
-    """Keep what native code writes to stderr off the terminal."""
-    saved = os.dup(2)
-    with tempfile.TemporaryFile() as sink:
-        os.dup2(sink.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(saved, 2)
-            os.close(saved)
+    """Keep what native code writes to stderr off the terminal; where there is no stderr, there is nothing to keep off."""
+    try:
+        saved = os.dup(STDERR)
+    except OSError:
+        yield
+        return
+    with Path(os.devnull).open("wb") as sink:
+        os.dup2(sink.fileno(), STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(saved, STDERR)
+        os.close(saved)
 
 
 def _silence() -> None:
     """At the end of the process: what native code still destroys then, it logs."""
-    sys.stderr.flush()
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    if sys.stderr is not None and not sys.stderr.closed:
+        sys.stderr.flush()
+    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as sink:
+        os.dup2(sink.fileno(), STDERR)
 
 
 def _reason(error: Exception) -> str:

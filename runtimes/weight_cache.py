@@ -14,14 +14,17 @@ import json
 import logging
 import os
 import platform
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgellm.bundle import cache_dir, sha256_file
 
 CAP = 8 << 30  # bytes of all files together
-RECORD = ".json"
+RECORD, MAKING = ".json", ".making-"
+ABANDONED = 3600  # seconds after which nobody is at work on it any more
 
 logger = logging.getLogger(__name__)
 
@@ -45,25 +48,20 @@ def packed_weights(*parts: str) -> Iterator[Path | None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".making-", dir=folder))
+        scratch = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder))
     except OSError as error:
         logger.debug("no cache of packed weights: %s", error)
         yield None
         return
-    made = scratch / "weights"
     try:
-        yield made
-        if made.is_file():
-            _keep(made, final)
+        yield scratch / "weights"  # what fails in the block is the caller's; nothing is kept then
+        try:
+            _keep(scratch / "weights", final)
             _evict(folder, final)
-    except OSError as error:  # a full disk: the load itself went well
-        logger.debug("packed weights are not kept: %s", error)
+        except OSError as error:  # a full disk, or no file was made: the load itself went well
+            logger.debug("packed weights are not kept: %s", error)
     finally:
-        for name in ("weights", "record"):
-            with contextlib.suppress(OSError):
-                (scratch / name).unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            scratch.rmdir()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _keep(made: Path, final: Path) -> None:
@@ -89,7 +87,10 @@ def _is_whole(file: Path) -> bool:
 
 
 def _evict(folder: Path, newest: Path) -> None:
-    """Remove the files that were not used for the longest time until the rest is under the cap."""
+    """Remove what killed loads left, and the files unused for the longest time until the rest is under the cap."""
+    for scratch in folder.glob(f"{MAKING}*"):
+        if scratch.stat().st_mtime < time.time() - ABANDONED:
+            shutil.rmtree(scratch, ignore_errors=True)
     records = sorted(folder.glob(f"*{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for record in records:

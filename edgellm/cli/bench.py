@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -46,7 +47,8 @@ def command(bundle: Path, trials: int, threads: int | None, json_file: Path | No
     for note in report.notes:
         click.echo(note)
     machine = report.machine
-    click.echo(f"{machine.cpu}, {report.threads} threads, {report.runtime} {report.versions.get('onnxruntime', '')}".rstrip())
+    package = importlib.import_module(f"edgellm.runtimes.{report.runtime}").PACKAGE
+    click.echo(f"{machine.cpu}, {report.threads} threads, {package} {report.versions[package]}")
 
 
 def _table(report: Report) -> Table:

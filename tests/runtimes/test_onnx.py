@@ -7,8 +7,6 @@ import mmap
 import os
 import shutil
 import sys
-import threading
-import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,7 @@ import transformers
 
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
-from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable, UsageError
+from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable
 from edgellm.runtimes import onnx, open_runtime
 from edgellm.runtimes.session import Runtime, Session
 
@@ -54,23 +52,6 @@ def near(ours: Any, theirs: Any) -> None:
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
-def test_prefill_in_one_run(session: Session, reference: Any) -> None:
-    near(session.prefill(IDS[:9]), reference[8])
-    assert session.length == 9
-
-
-def test_prefill_in_several_runs(session: Session, reference: Any) -> None:
-    assert len(IDS) > 2 * onnx.CHUNK
-    near(session.prefill(IDS), reference[-1])
-    assert session.length == len(IDS)
-
-
-@pytest.mark.parametrize("length", [1, 2, onnx.CHUNK, onnx.CHUNK + 1, onnx.FIRST_CAPACITY, onnx.FIRST_CAPACITY + 1])
-def test_prefill_at_the_edges(session: Session, reference: Any, length: int) -> None:
-    near(session.prefill(IDS[:length]), reference[length - 1])
-    near(session.decode(IDS[length]), reference[length])
-
-
 def test_only_the_last_run_of_a_prefill_computes_logits(session: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     selected = []
     append = session._append  # type: ignore[attr-defined]
@@ -85,20 +66,6 @@ def test_only_the_last_run_of_a_prefill_computes_logits(session: Session, monkey
     assert selected == [0, 0, 1]
 
 
-def test_decode_while_the_cache_grows(session: Session, reference: Any) -> None:
-    """Through capacities of 256, 512 and 1024 tokens."""
-    session.prefill(IDS[:200])
-    for index in range(200, 1100):
-        near(session.decode(IDS[index]), reference[index])
-    assert session.length == 1100
-
-
-def test_prefill_after_decode(session: Session, reference: Any) -> None:
-    session.prefill(IDS[:5])
-    session.decode(IDS[5])
-    near(session.prefill(IDS[6:700]), reference[699])
-
-
 def test_logits_of_every_token(session: Session, reference: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     near(session.logits(IDS[:300]), reference[:300])
     monkeypatch.setattr(onnx, "LOGITS_BYTES", 4 * 259 * 7)  # seven positions a run
@@ -107,60 +74,6 @@ def test_logits_of_every_token(session: Session, reference: Any, monkeypatch: py
     session.decode(5)
     near(result, reference[300:400])  # the caller's own, whatever the session does next
     assert session.length == 401
-
-
-def test_rewind(session: Session, reference: Any) -> None:
-    session.prefill(IDS[:600])
-    session.rewind(40)
-    assert session.length == 40
-    near(session.decode(IDS[40]), reference[40])
-    near(session.prefill(IDS[41:90]), reference[89])
-    session.rewind(0)
-    near(session.prefill(IDS[:3]), reference[2])
-    for length in (-1, 4):
-        with pytest.raises(UsageError, match=f"rewind to {length}"):
-            session.rewind(length)
-
-
-@pytest.mark.parametrize(
-    ("ids", "message"),
-    [
-        ([], "no token ids"),
-        ([5, 259], "259 is outside"),
-        ([-1], "-1 is outside"),
-        ([5, 2**62], "outside"),
-        ([1.5, 2.0], "integers"),
-        ([[1, 2]], "flat"),
-        ([[1], [2, 3]], "flat"),
-        (["a"], "integers"),
-        ([3] * 4097, "4106, and the context is 4096"),
-    ],
-)
-def test_refused_ids_change_nothing(session: Session, reference: Any, ids: Any, message: str) -> None:
-    session.prefill(IDS[:9])
-    for call in (session.prefill, session.logits):
-        with pytest.raises(UsageError, match=message):
-            call(ids)
-    assert session.length == 9
-    near(session.decode(IDS[9]), reference[9])
-
-
-@pytest.mark.parametrize("token", [-1, 259])
-def test_a_refused_token_changes_nothing(session: Session, reference: Any, token: int) -> None:
-    session.prefill(IDS[:9])
-    with pytest.raises(UsageError, match="outside the vocabulary"):
-        session.decode(token)
-    assert session.length == 9
-    near(session.decode(IDS[9]), reference[9])
-
-
-def test_a_full_context(tiny_bundle: Path, reference: Any) -> None:
-    session = open_runtime(Bundle.open(tiny_bundle), threads=1, max_context=20).session()
-    near(session.prefill(IDS[:20]), reference[19])
-    with pytest.raises(UsageError, match="context is 20"):
-        session.decode(5)
-    session.rewind(19)
-    near(session.decode(IDS[19]), reference[19])
 
 
 def test_a_native_failure_in_the_middle_of_a_prefill(
@@ -178,37 +91,6 @@ def test_a_native_failure_in_the_middle_of_a_prefill(
     assert capfd.readouterr() == ("", "")
     assert session.length == 7
     near(session.prefill(IDS[7:100]), reference[99])
-
-
-def test_two_sessions_from_two_threads(runtime: Runtime) -> None:
-    """Bit for bit what each gives alone."""
-
-    def run(start: int, result: list[Any]) -> None:
-        session = runtime.session()
-        result.append(session.prefill(IDS[start : start + 300]).copy())
-        result.extend(session.decode(token).copy() for token in IDS[start + 300 : start + 400])
-
-    alone: list[list[Any]] = [[], []]
-    together: list[list[Any]] = [[], []]
-    for start, result in enumerate(alone):
-        run(start * 50, result)
-    threads = [threading.Thread(target=run, args=(start * 50, result)) for start, result in enumerate(together)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for one, other in zip(alone, together, strict=True):
-        np.testing.assert_array_equal(one, other)
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps mapped files in place")
-def test_sessions_share_the_weights_that_were_loaded(tiny_bundle: Path, tmp_path: Path, reference: Any) -> None:
-    """Nothing is read again: a session opened when the bundle is gone works."""
-    folder = copy(tiny_bundle, tmp_path)
-    runtime = open_runtime(Bundle.open(folder), threads=1)
-    runtime.session().prefill(IDS[:9])
-    shutil.rmtree(folder)
-    near(runtime.session().prefill(IDS[:20]), reference[19])
 
 
 def test_a_session_starts_small(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,33 +111,6 @@ def test_a_session_starts_small(runtime: Runtime, monkeypatch: pytest.MonkeyPatc
     session.close()
     del session
     assert sum(map(len, mapped)) == 0
-
-
-def test_an_idle_model_burns_no_cpu(runtime: Runtime) -> None:
-    session = runtime.session()
-    for token in IDS[:50]:
-        session.decode(token)
-    time.sleep(0.1)
-    begin = time.process_time()
-    time.sleep(0.5)
-    assert time.process_time() - begin < 0.05
-
-
-def test_closed_means_closed(tiny_bundle: Path) -> None:
-    runtime = open_runtime(Bundle.open(tiny_bundle), threads=1)
-    session, other = runtime.session(), runtime.session()
-    session.decode(5)
-    session.close()
-    session.close()
-    for call in (lambda: session.decode(5), lambda: session.prefill([5, 6]), lambda: session.logits([5])):
-        with pytest.raises(UsageError, match="closed"):
-            call()
-    other.prefill([5, 6])
-    runtime.close()
-    with pytest.raises(UsageError, match="closed"):
-        other.decode(5)
-    with pytest.raises(UsageError, match="closed"):
-        runtime.session()
 
 
 def test_telemetry_is_told_to_stop(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
