@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from io import FileIO
@@ -20,10 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.converters.quantizers import Quantize
-from edgellm.converters.targets import OnBytes
 from edgellm.converters.weights import Array, LazyTensor
 from edgellm.errors import SourceError
 
+OnBytes = Callable[[str, int], None]
 ALIGNMENT = 4096  # a page: the runtime maps initializers in place
 
 

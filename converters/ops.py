@@ -10,9 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, TypeVar
 
-from edgellm.converters.weights import Weight
+import numpy as np
+
+from edgellm.converters.weights import InMemory, Stacked, Weight
 from edgellm.spec import Activation, AttentionSpec
 
 T = TypeVar("T")
@@ -25,6 +28,27 @@ class Linear:
 
     weight: Weight
     bias: Weight | None = None
+
+
+def fusable(linears: Sequence[Linear]) -> list[list[Linear]]:
+    """Neighbours of one scheme, which one product can serve."""
+    return [list(same) for _, same in groupby(linears, key=lambda linear: linear.weight.scheme)]
+
+
+def fuse(linears: Sequence[Linear]) -> Linear:
+    """One linear whose output is those of several, one behind the other."""
+    if len(linears) == 1:
+        return linears[0]
+    weights = [linear.weight for linear in linears]
+    name = "+".join(weight.name for weight in weights)
+    weight = Weight(name, Stacked([each.tensor for each in weights]), weights[0].scheme)
+    if all(linear.bias is None for linear in linears):
+        return Linear(weight)
+    biases = [
+        InMemory(np.zeros(linear.weight.tensor.shape[0], np.float32)) if linear.bias is None else linear.bias.tensor
+        for linear in linears
+    ]
+    return Linear(weight, Weight(name + ".bias", Stacked(biases)))
 
 
 class Ops(Protocol[T, P]):

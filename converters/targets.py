@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from edgellm.bundle import Graph, TextPolicy
+from edgellm.converters.data import DataLayout, OnBytes
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import LazyTensor
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Scheme
 from edgellm.spec import ModelSpec
-
-OnBytes = Callable[[str, int], None]
 
 
 class Plan(Protocol):
@@ -27,13 +26,11 @@ class Plan(Protocol):
 
     Attributes:
         graph: what the manifest will say of it.
-        data_bytes: room that its data takes on disk.
-        source_bytes: bytes of all its tensors as float32: what there is to read and quantize.
+        layout: places of its data: what it takes on disk, and what there is to read and quantize.
     """
 
     graph: Graph
-    data_bytes: int
-    source_bytes: int
+    layout: DataLayout
 
     def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
         """Write the graph and stream its data into `folder`.

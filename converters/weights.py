@@ -8,13 +8,14 @@ slice that is being worked on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.scheme import Scheme
+from edgellm.scheme import Recipe, Scheme
 
 Array = NDArray[np.float32]
 
@@ -121,3 +122,8 @@ class Weight:
     name: str
     tensor: LazyTensor
     scheme: Scheme | None = None
+
+
+def on_grids(tensors: Callable[[str], LazyTensor], recipe: Recipe) -> Callable[[str], Weight]:
+    """Weights by canonical name, each made once, with the schemes that a recipe gives them."""
+    return cache(lambda name: Weight(name, tensors(name), recipe.scheme(name)))

@@ -90,11 +90,11 @@ def convert(
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
         plan = back_end.plan(spec, tensors, recipe)
-        _check_disk(folder, plan.data_bytes)
+        _check_disk(folder, plan.layout.size)
         made = [parent for parent in folder.parents if not parent.exists()]
         partial = _make_partial(folder)
         try:
-            done, total = 0, plan.source_bytes
+            done, total = 0, plan.layout.source_bytes
 
             def on_bytes(name: str, count: int) -> None:
                 nonlocal done

@@ -20,14 +20,13 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
-from edgellm.converters.data import DataLayout, write_data
+from edgellm.converters.data import DataLayout, OnBytes, write_data
 from edgellm.converters.decoder import decode
 from edgellm.converters.onnx import genai_config
 from edgellm.converters.onnx.graph import CONTRIB, GraphBuilder
 from edgellm.converters.onnx.ops import OnnxOps, Value
 from edgellm.converters.quantizers import Quantize
-from edgellm.converters.targets import OnBytes
-from edgellm.converters.weights import LazyTensor, Weight
+from edgellm.converters.weights import LazyTensor, on_grids
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Scheme
 from edgellm.spec import ModelSpec
@@ -49,16 +48,6 @@ class OnnxPlan:
     model: ModelProto
     layout: DataLayout
     graph: Graph
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of the data file."""
-        return self.layout.size
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of all tensors as float32."""
-        return self.layout.source_bytes
 
     def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
         """Write the graph and stream its data into `folder`."""
@@ -83,14 +72,7 @@ def plan(
     builder = GraphBuilder(layout, DATA_FILE)
     ops = OnnxOps(builder, spec.max_context, accuracy_level)
     positions = ops.positions("input_ids", "attention_mask", "logits_start")
-    weights = {}
-
-    def weight(name: str) -> Weight:
-        if name not in weights:
-            weights[name] = Weight(name, tensors(name), recipe.scheme(name))
-        return weights[name]
-
-    logits = decode(spec, weight, ops, Value("input_ids"), positions)
+    logits = decode(spec, on_grids(tensors, recipe), ops, Value("input_ids"), positions)
     builder.node("Identity", [ops.name(logits)], ["logits"])
     return OnnxPlan(spec, _model(spec, builder), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
 

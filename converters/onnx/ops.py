@@ -13,15 +13,14 @@ from __future__ import annotations
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
 from edgellm.converters.onnx.graph import CONTRIB, GraphBuilder
-from edgellm.converters.ops import Linear
-from edgellm.converters.weights import InMemory, LazyTensor, Stacked, Weight
+from edgellm.converters.ops import Linear, fusable, fuse
+from edgellm.converters.weights import LazyTensor, Weight
 from edgellm.scheme import Scheme
 from edgellm.spec import Activation, AttentionSpec, Rotary
 
@@ -99,8 +98,8 @@ class OnnxOps:
 
     def linears(self, x: Value, linears: Sequence[Linear]) -> list[Value]:
         values: list[Value] = []
-        for _, same in groupby(linears, key=lambda linear: linear.weight.scheme):
-            values += self._fused_linear(x, list(same))
+        for same in fusable(linears):
+            values += self._fused_linear(x, same)
         return values
 
     def attention(self, q: Value, k: Value, v: Value, spec: AttentionSpec, layer: int, positions: Positions) -> Value:
@@ -151,7 +150,7 @@ class OnnxOps:
         return Value(self.graph.emit("Slice", [self.name(x), positions.logits_start, end, axis]))
 
     def logits(self, x: Value, head: Weight, scale: float, softcap: float | None) -> Value:
-        y = self._matmul(self.name(x), head.name, head, None)
+        y = self._matmul(self.name(x), head, None)
         if scale != 1:
             y = self.graph.emit("Mul", [y, self.graph.constant(np.float32(scale))])
         if softcap is not None:
@@ -190,22 +189,17 @@ class OnnxOps:
     # -- linears --------------------------------------------------------------------------------------------------
 
     def _fused_linear(self, x: Value, linears: list[Linear]) -> list[Value]:
-        tensors = [linear.weight.tensor for linear in linears]
-        name = "+".join(linear.weight.name for linear in linears)
-        weight = linears[0].weight if len(linears) == 1 else Weight(name, Stacked(tensors), linears[0].weight.scheme)
-        bias = None
-        if any(linear.bias is not None for linear in linears):
-            zeros = (InMemory(np.zeros(tensor.shape[0], np.float32)) for tensor in tensors)
-            biases = [z if linear.bias is None else linear.bias.tensor for linear, z in zip(linears, zeros, strict=True)]
-            bias = self.graph.float_tensor(name + ".bias", Stacked(biases))
-        product = self._matmul(self.name(x), name, weight, bias)
+        whole = fuse(linears)
+        bias = None if whole.bias is None else self.graph.float_tensor(whole.bias.name, whole.bias.tensor)
+        product = self._matmul(self.name(x), whole.weight, bias)
         if len(linears) == 1:
             return [Value(product)]
-        fused = Fused(product, tuple(tensor.shape[0] for tensor in tensors))
+        fused = Fused(product, tuple(linear.weight.tensor.shape[0] for linear in linears))
         fused.parts += [Value(fused=fused) for _ in linears]
         return fused.parts
 
-    def _matmul(self, x: str, name: str, weight: Weight, bias: str | None) -> str:
+    def _matmul(self, x: str, weight: Weight, bias: str | None) -> str:
+        name = weight.name
         n, k = weight.tensor.shape
         if weight.scheme is None:
             y = self.graph.emit("FusedMatMul", [x, self.graph.float_tensor(name, weight.tensor)], CONTRIB, transB=1)

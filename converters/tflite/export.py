@@ -18,25 +18,20 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
-from edgellm.converters.data import ALIGNMENT, DataLayout, write_data
+from edgellm.converters.data import ALIGNMENT, DataLayout, OnBytes, write_data
 from edgellm.converters.decoder import decode
 from edgellm.converters.quantizers import Quantize
-from edgellm.converters.targets import OnBytes
 from edgellm.converters.tflite.data import QuantizedJob
 from edgellm.converters.tflite.graph import Buffer, Grid, Subgraph, Tensor, schema, serialize
-from edgellm.converters.tflite.ops import Selection, TfliteOps
-from edgellm.converters.weights import LazyTensor, Weight
+from edgellm.converters.tflite.ops import TfliteOps
+from edgellm.converters.weights import LazyTensor, Weight, on_grids
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Scheme
 from edgellm.spec import ModelSpec
 
 GRAPH_FILE = "model.tflite"
-SIGNATURES: tuple[tuple[str, int, Selection], ...] = (
-    ("decode", 1, "last"),
-    ("prefill_8", 8, "none"),
-    ("prefill_128", 128, "none"),
-    ("logits_16", 16, "all"),
-)
+SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
+BLOCKS = (32, 64, 128)
 KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"
 
 
@@ -47,16 +42,6 @@ class TflitePlan:
     subgraphs: tuple[Subgraph, ...]
     layout: DataLayout
     graph: Graph
-
-    @property
-    def data_bytes(self) -> int:
-        """Bytes of the weights."""
-        return self.layout.size
-
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of all tensors as float32."""
-        return self.layout.source_bytes
 
     def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
         """Stream the weights behind room for the flatbuffer, then fill that in: it holds scales that are known only then."""
@@ -75,7 +60,7 @@ class TflitePlan:
 
 
 def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) -> TflitePlan:
-    """Build the subgraphs and lay out their data; no large weight is read.
+    """Build the subgraphs and lay out their data; no weight is read.
 
     Raises:
         UsageError: the recipe has a grid that the kernels do not take.
@@ -83,20 +68,14 @@ def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) 
     layout = DataLayout()
     store = _Store(layout)
     shared: dict[tuple[str, bytes], Buffer] = {}
-    weights: dict[str, Weight] = {}
-
-    def weight(name: str) -> Weight:
-        if name not in weights:
-            weights[name] = Weight(name, tensors(name), recipe.scheme(name))
-        return weights[name]
-
+    weights = on_grids(tensors, recipe)
     subgraphs = []
-    for name, tokens, selection in SIGNATURES:
+    for name, tokens, has_logits in SIGNATURES:
         graph = Subgraph(name, shared)
-        ops = TfliteOps(graph, tokens, selection, store.tensor)
+        ops = TfliteOps(graph, tokens, store.tensor)
         ids = graph.input("tokens", (tokens,), np.int32)
-        logits = decode(spec, weight, ops, ids, ops.positions())
-        if selection != "none":
+        logits = decode(spec, weights, ops, ids, ops.positions())
+        if has_logits:
             graph.output("logits", logits)
         subgraphs.append(graph)
     return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
@@ -118,7 +97,7 @@ class _Store:
         self._jobs: dict[str, tuple[QuantizedJob, Buffer, Buffer | None]] = {}
         self._tensors: dict[tuple[int, str], Tensor] = {}
 
-    def tensor(self, graph: Subgraph, weight: Weight, lookup: bool) -> Tensor:
+    def tensor(self, graph: Subgraph, weight: Weight) -> Tensor:
         """A weight in a subgraph."""
         key = (id(graph), weight.name)
         if key not in self._tensors:
@@ -147,12 +126,13 @@ class _Store:
 
 def _check_grid(weight: Weight, scheme: Scheme) -> None:
     width = weight.tensor.shape[1]
-    fits = scheme.block == 0 or (scheme.bits == 4 and scheme.block % 32 == 0 and width % scheme.block == 0)
+    rows = scheme.block == 0 and width * scheme.bits % 8 == 0  # a row of codes fills its bytes
+    fits = rows or (scheme.bits == 4 and scheme.block in BLOCKS and width % scheme.block == 0)
     if not scheme.symmetric or scheme.bits not in (4, 8) or not fits or scheme.scales == "float32":
         raise UsageError(
-            f"'{weight.name}' cannot have {scheme.bits} bits in blocks of {scheme.block}",
+            f"'{weight.name}', {width} wide, cannot have {scheme.bits} bits in blocks of {scheme.block}",
             where="recipe",
-            fix="use 8 bits per channel, or 4 bits per channel or in blocks of 32, 64 or 128 that divide the width",
+            fix="use --block-size 32, 64 or 128 if it divides the width, or 0 for a scale a row, or --quant int8",
         )
 
 

@@ -13,17 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from edgellm.converters.ops import Linear
+from edgellm.converters.ops import Linear, fusable, fuse
 from edgellm.converters.tflite.graph import Subgraph, Tensor, schema
-from edgellm.converters.weights import InMemory, Stacked, Weight
+from edgellm.converters.weights import Weight
 from edgellm.spec import Activation, AttentionSpec, Rotary
 
-Selection = Literal["last", "all", "none"]
 CAPACITY = 64  # slots of the cache in the file; a runtime resizes it
 
 
@@ -32,9 +30,10 @@ class Positions:
     """Where the tokens of a call stand.
 
     Attributes:
-        start: int32 [1], the first one's position; ids: int32 [T].
+        ids: int32 [T].
         masks: by window (0 for none), float32 [1, 1, T, S]: 0 where a query sees a slot, else a large negative number.
         rotary: cos and sin [T, 1, frequencies] by rotary.
+        start: int32 [4], where the new rows of a cache begin.
     """
 
     ids: Tensor
@@ -49,16 +48,12 @@ class TfliteOps:
     Args:
         graph: where nodes go.
         tokens: T.
-        selection: whose logits the signature gives.
         weight: the tensor of a weight in this subgraph, over data shared with the others.
     """
 
-    def __init__(
-        self, graph: Subgraph, tokens: int, selection: Selection, weight: Callable[[Subgraph, Weight, bool], Tensor]
-    ) -> None:
+    def __init__(self, graph: Subgraph, tokens: int, weight: Callable[[Subgraph, Weight], Tensor]) -> None:
         self.graph = graph
         self._tokens = tokens
-        self._selection = selection
         self._weight = weight
 
     # -- Ops ------------------------------------------------------------------------------------------------------
@@ -67,7 +62,7 @@ class TfliteOps:
         width = table.tensor.shape[1]
         x = self.graph.emit(
             "EMBEDDING_LOOKUP",
-            [ids, self._weight(self.graph, table, True)],
+            [ids, self._weight(self.graph, table)],
             (self._tokens, width),
             kind=schema.TensorType.FLOAT32,
         )
@@ -79,14 +74,15 @@ class TfliteOps:
             x = self._reshape(x, (x.shape[0], heads, width // heads))
         mean = self.graph.emit("MEAN", [self._mul(x, x), self.graph.vector(len(x.shape) - 1)], (*x.shape[:-1], 1), _keep_dims())
         root = self.graph.emit("RSQRT", [self._add(mean, np.float32(eps))], mean.shape)
-        weight = self.graph.constant(gamma.tensor.array())
-        normed = self._mul(self._mul(x, root), weight)
+        normed = self._mul(self._mul(x, root), self._weight(self.graph, gamma))
         return normed if heads == 1 else self._reshape(normed, (x.shape[0], width))
 
     def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
         values: list[Tensor] = []
-        for _, same in groupby(linears, key=lambda linear: linear.weight.scheme):
-            values += self._fused_linear(x, list(same))
+        for same in fusable(linears):
+            whole = fuse(same)
+            product = self._matmul(x, whole.weight, whole.bias)
+            values += [product] if len(same) == 1 else self.graph.split(product, [each.weight.tensor.shape[0] for each in same])
         return values
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int, positions: Positions) -> Tensor:
@@ -129,10 +125,7 @@ class TfliteOps:
         return self._add(a, b)
 
     def select(self, x: Tensor, positions: Positions) -> Tensor:
-        if self._selection != "last" or self._tokens == 1:
-            return x  # what a signature without logits computes from it, no output needs
-        begin, size = self.graph.vector(self._tokens - 1, 0), self.graph.vector(1, x.shape[1])
-        return self.graph.emit("SLICE", [x, begin, size], (1, x.shape[1]), schema.SliceOptionsT())
+        return x  # a signature gives logits of all its tokens, or of none: then no output needs what is computed from x
 
     def logits(self, x: Tensor, head: Weight, scale: float, softcap: float | None) -> Tensor:
         y = self._matmul(x, head, None)
@@ -179,25 +172,11 @@ class TfliteOps:
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
-    def _fused_linear(self, x: Tensor, linears: list[Linear]) -> list[Tensor]:
-        tensors = [linear.weight.tensor for linear in linears]
-        name = "+".join(linear.weight.name for linear in linears)
-        weight = linears[0].weight if len(linears) == 1 else Weight(name, Stacked(tensors), linears[0].weight.scheme)
-        bias = None
-        if any(linear.bias is not None for linear in linears):
-            zeros = (InMemory(np.zeros(tensor.shape[0], np.float32)) for tensor in tensors)
-            biases = [z if linear.bias is None else linear.bias.tensor for linear, z in zip(linears, zeros, strict=True)]
-            bias = self.graph.constant(Stacked(biases).array())
-        product = self._matmul(x, weight, bias)
-        if len(linears) == 1:
-            return [product]
-        return self.graph.split(product, [tensor.shape[0] for tensor in tensors])
-
-    def _matmul(self, x: Tensor, weight: Weight, bias: Tensor | None) -> Tensor:
+    def _matmul(self, x: Tensor, weight: Weight, bias: Weight | None) -> Tensor:
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         options.asymmetricQuantizeInputs = weight.scheme is not None
-        inputs = [x, self._weight(self.graph, weight, False), bias]
+        inputs = [x, self._weight(self.graph, weight), None if bias is None else self._weight(self.graph, bias)]
         return self.graph.emit("FULLY_CONNECTED", inputs, (*x.shape[:-1], weight.tensor.shape[0]), options)
 
     def _cached(self, new: Tensor, name: str, spec: AttentionSpec, positions: Positions) -> Tensor:

@@ -107,7 +107,7 @@ def _of_source(source: str, revision: str | None) -> Facts:
             name=checkpoint.provenance.source,
             license=checkpoint.provenance.license,
             spec=spec,
-            weights={quant: made.data_bytes for quant, made in plans.items()},
+            weights={quant: made.layout.size for quant, made in plans.items()},
             kv_per_token=kv_bytes_per_token(plans[QUANTS[0]].graph),
             files={},
             details=details,
