@@ -63,7 +63,7 @@ def load(bundle: Bundle, *, threads: int, max_context: int) -> OnnxRuntime:
     path = bundle.file(graph.file)
     try:
         inference = onnxruntime.InferenceSession(
-            os.fspath(path), sess_options=_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
+            os.fspath(path), sess_options=session_options(onnxruntime, threads), providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's exceptions share no base of their own
         raise BundleError(
@@ -75,7 +75,8 @@ def load(bundle: Bundle, *, threads: int, max_context: int) -> OnnxRuntime:
     return OnnxRuntime(inference, graph, vocab=bundle.spec.vocab_size, threads=threads, max_context=max_context)
 
 
-def _options(onnxruntime: Any, threads: int) -> Any:
+def session_options(onnxruntime: Any, threads: int) -> Any:
+    """onnxruntime's SessionOptions, as every load sets them."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

@@ -1,4 +1,4 @@
-"""ModelBuilder: the tables of a .tflite file, one subgraph a signature, over shared buffers.
+"""The tables of a .tflite file, one subgraph a signature, over shared buffers.
 
 The file is a flatbuffer with the weights behind it: a buffer says where in the file its bytes lie (`offset`, `size`), so
 models over 2 GB work. Tables are made with the schema classes that ai-edge-litert ships.
@@ -23,12 +23,11 @@ schema: Any = schema_py_generated  # generated code without types
 FILE_IDENTIFIER = b"TFL3"
 SCHEMA_VERSION = 3
 PLACEHOLDER = (1 << 62) + 1  # an offset of no file: a table keeps its size when the real one is filled in
+VERSIONS = {"FULLY_CONNECTED": 12, "EMBEDDING_LOOKUP": 4}  # of the operators that we use in a later form than the first
 TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.int32): schema.TensorType.INT32,
-    np.dtype(np.int8): schema.TensorType.INT8,
-    np.dtype(np.bool_): schema.TensorType.BOOL,
 }
 
 
@@ -241,10 +240,6 @@ class _Tables:
                 table.size = buffer.place.length
             self._model.buffers.append(table)
         return self._buffers[id(buffer)]
-
-
-# Versions of the operators as the schema's registry numbers them, where what we use is past the first.
-VERSIONS = {"FULLY_CONNECTED": 12, "BATCH_MATMUL": 1, "EMBEDDING_LOOKUP": 4, "DYNAMIC_UPDATE_SLICE": 1}
 
 
 def _named(name: str, index: int) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable
@@ -97,6 +98,13 @@ def test_bench(bundle: Path, tmp_path: Path) -> None:
     assert json.loads(report.read_text(encoding="utf-8"))["threads"] == 1
     to_stdout = edgellm("bench", bundle, "--trials", "1", "--json", "-")
     assert json.loads(to_stdout.stdout)["bundle"] == "tiny-int4"
+
+
+@pytest.mark.parametrize(("target", "package"), [("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")])
+def test_bench_names_the_runtime_that_ran(source: Path, tmp_path: Path, target: str, package: str) -> None:
+    edgellm("convert", source, "-o", tmp_path / "bundle", "--target", target)
+    last = edgellm("bench", tmp_path / "bundle", "--trials", "1", "--threads", "1").stdout.splitlines()[-1]
+    assert last.endswith(f"1 threads, {package} {importlib.metadata.version(package)}")
 
 
 def test_doctor_knows_this_machine() -> None:

@@ -19,17 +19,6 @@ from edgellm.converters.checkpoints.gguf import open_checkpoint
 from edgellm.errors import SourceError
 from tests.gguf_files import RNG, WRITABLE, assemble, entry, pair, save, text, write_model
 
-
-@pytest.fixture
-def saved(tmp_path: Path) -> Callable[[bytes], Path]:
-    def save_bytes(content: bytes) -> Path:
-        path = tmp_path / "model.gguf"
-        path.write_bytes(content)
-        return path
-
-    return save_bytes
-
-
 # Reading what was written.
 
 

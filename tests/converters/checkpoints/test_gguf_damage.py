@@ -17,16 +17,6 @@ from edgellm.errors import SourceError
 from tests.gguf_files import ARCHITECTURE, assemble, entry, pair, text, write_model
 
 
-@pytest.fixture
-def saved(tmp_path: Path) -> Callable[[bytes], Path]:
-    def save_bytes(content: bytes) -> Path:
-        path = tmp_path / "model.gguf"
-        path.write_bytes(content)
-        return path
-
-    return save_bytes
-
-
 def test_an_unsupported_format_is_an_error_of_its_tensor_only(saved: Callable[[bytes], Path]) -> None:
     tensors = [entry("good", [4]), entry("odd", [256], kind=16, offset=32), entry("newer", [7], kind=999, offset=32)]
     with open_checkpoint(saved(assemble(tensors=tensors, data=bytes(32 + 66)))) as checkpoint:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import ml_dtypes
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType, quants
@@ -88,3 +91,29 @@ def test_more_bits_are_closer(symmetric: bool) -> None:
     ]
     assert errors == sorted(errors, reverse=True)
     assert errors[0] / errors[2] > 200  # four bits are a factor of 16 in amplitude
+
+
+@given(WEIGHTS, st.sampled_from([4, 8]), st.sampled_from([0, 16]), st.sampled_from(["positive", "positive bfloat16"]))
+def test_positive_scales_reach_both_extremes(weight: NDArray[np.float32], bits: int, block: int, scales: Any) -> None:
+    scheme = Scheme(bits, block, scales=scales)
+    result = rtn.quantize(weight, scheme)
+    assert result.scales.shape == (len(weight), scheme.blocks(weight.shape[1]))
+    assert (result.scales > 0).all()
+    assert -(2 ** (bits - 1)) + (bits == 8) <= result.codes.min() <= result.codes.max() < 2 ** (bits - 1)
+    widths = np.repeat(result.scales, scheme.size(weight.shape[1]), axis=1)[:, : weight.shape[1]]
+    # a bfloat16 scale is off by 2**-9 of itself at most, and the largest code carries that 2**(bits - 1) times
+    slack = 2.0 ** (bits - 1) * 2**-9 if scales == "positive bfloat16" else 1e-4
+    assert (np.abs(result.dequantize() - weight) <= widths * (0.5 + slack)).all()
+
+
+def test_a_positive_block_worked_by_hand() -> None:
+    """3.5 asks for a scale of 0.5 at code 7, -8 for 1 at code -8."""
+    result = rtn.quantize(np.array([[-8, 3.5, 1, 0]], np.float32), Scheme(4, 4, scales="positive"))
+    assert (result.scales.tolist(), result.codes.tolist()) == ([[1.0]], [[[-8, 4, 1, 0]]])
+
+
+@given(hnp.arrays(np.float32, 8, elements=st.floats(2.0**-14, 60000, width=32)))
+def test_bfloat16_is_ml_dtypes_own(values: NDArray[np.float32]) -> None:
+    rounded = rtn.bfloat16(values)
+    np.testing.assert_array_equal(rounded, values.astype(ml_dtypes.bfloat16).astype(np.float32))
+    np.testing.assert_array_equal(rounded.astype(np.float16).astype(np.float32), rounded, "and float16 holds it")

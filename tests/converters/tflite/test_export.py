@@ -12,8 +12,8 @@ from edgellm.converters.architectures import describe
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.recipes import recipe
 from edgellm.converters.tflite import export
-from edgellm.converters.weights import Weight
-from edgellm.errors import UsageError
+from edgellm.converters.weights import InMemory, LazyTensor, Weight
+from edgellm.errors import SourceError, UsageError
 from edgellm.scheme import Recipe, Rule, Scheme
 from tests import onnx_model, tflite_model
 from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
@@ -86,6 +86,7 @@ def rms(values: NDArray[np.float32]) -> float:
         Scheme(4, 16, scales="positive bfloat16"),
         Scheme(8, 32, scales="positive"),
         Scheme(4, 32),
+        Scheme(4, 96, scales="positive bfloat16"),
     ],
 )
 def test_a_grid_without_kernels_is_refused(scheme: Scheme) -> None:
@@ -93,6 +94,28 @@ def test_a_grid_without_kernels_is_refused(scheme: Scheme) -> None:
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
     with pytest.raises(UsageError, match="cannot have"):
         export.plan(spec, tensors, Recipe("x", "rtn", (Rule("layers.*.q.weight", scheme),)))
+
+
+def test_rows_that_do_not_fill_their_bytes_are_refused() -> None:
+    odd = Weight("odd", InMemory(np.zeros((4, 33), np.float32)), export.grid(4, 0))
+    with pytest.raises(UsageError, match="'odd', 33 wide, cannot have 4 bits in blocks of 0"):
+        export._check_grid(odd, export.grid(4, 0))
+    export._check_grid(odd, export.grid(8, 0))
+
+
+@pytest.mark.parametrize("name", ["layers.0.attn_norm.weight", "layers.1.down.weight", "layers.0.q.bias"])
+def test_a_weight_that_is_not_finite_is_refused(name: str, tmp_path: Path) -> None:
+    source = tiny("llama", "biases")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+
+    def damaged(asked: str) -> LazyTensor:
+        values = tensors(asked).array()
+        if asked == name:
+            values.flat[0] = np.nan
+        return InMemory(values)
+
+    with pytest.raises(SourceError, match="not finite"):
+        tflite_model.exported(tmp_path, spec, damaged)
 
 
 def test_weights_lie_in_the_file_once(tmp_path: Path) -> None:
