@@ -83,12 +83,17 @@ def test_prefill_at_the_edges(session: Session, reference: Any, length: int) -> 
     near(session.decode(IDS[length]), reference[length])
 
 
-@pytest.mark.parametrize("start", [tflite.STEP - 9, tflite.STEP - 3, tflite.STEP - 1, tflite.STEP])
-def test_a_chunk_across_the_end_of_the_cache(session: Session, reference: Any, start: int) -> None:
+@pytest.mark.parametrize("more", [2, 5, 70])
+@pytest.mark.parametrize("before", [76, 72, 9, 6, 3, 1, 0])
+def test_a_chunk_at_the_end_of_the_cache(session: Session, reference: Any, before: int, more: int) -> None:
     """Padding, too, must not reach past the cache: an operator that clamps would write it over earlier tokens."""
+    start = tflite.STEP - before
     session.prefill(IDS[:start])
-    near(session.prefill(IDS[start : start + 70]), reference[start + 69])
-    near(session.logits(IDS[start + 70 : start + 75]), reference[start + 70 : start + 75])
+    near(session.prefill(IDS[start : start + more]), reference[start + more - 1])
+    end = tflite.STEP + 5
+    session.rewind(start)
+    near(session.logits(IDS[start:end]), reference[start:end])
+    near(session.decode(IDS[end]), reference[end])
 
 
 def test_decode_while_the_cache_grows(session: Session, reference: Any) -> None:

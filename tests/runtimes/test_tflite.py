@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import edgellm
-from edgellm.bundle import Bundle
+from edgellm.bundle import Bundle, sha256_file
 from edgellm.conversion import convert
 from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable
 from edgellm.runtimes import open_runtime
@@ -150,3 +150,46 @@ def test_a_cache_that_cannot_grow_leaves_the_session_as_it_was(bundle: Path, mon
     assert session.length == 100
     np.testing.assert_array_equal(session.prefill(ids[100:]), other.prefill(ids))
     runtime.close()
+
+
+def test_sessions_of_two_capacities_take_turns(bundle: Path) -> None:
+    """Threads that switch as often as they can, each resizing the model's inputs for its own cache."""
+    ids = np.random.default_rng(3).integers(3, 259, 400).tolist()
+    runtime = open_runtime(Bundle.open(bundle), threads=1)
+
+    def work(length: int, rows: list[Any]) -> None:
+        session = runtime.session()
+        rows.append(session.prefill(ids[:length]).copy())
+        rows += [session.decode(token).copy() for token in ids[:60]]
+
+    alone: list[list[Any]] = [[], []]
+    together: list[list[Any]] = [[], []]
+    for length, rows in zip((10, 300), alone, strict=True):
+        work(length, rows)
+    threads = [threading.Thread(target=work, args=pair) for pair in zip((10, 300), together, strict=True)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    for one, other in zip(alone, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+    runtime.close()
+
+
+def test_a_damaged_graph_is_refused_before_native_code_reads_it(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
+    folder = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    file, manifest = folder / "model.tflite", json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
+    file.write_bytes(b"\xff\xff\xff\x7f" + file.read_bytes()[4:])
+    manifest["files"]["model.tflite"]["sha256"] = sha256_file(file)
+    (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError, match="not a sound TFLite model"):
+        open_runtime(Bundle.open(folder))
+    assert list((tmp_path / "cache" / "packed").iterdir()) == []

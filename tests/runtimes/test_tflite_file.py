@@ -6,9 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import flatbuffers
 import numpy as np
 import pytest
+from ai_edge_litert import schema_py_generated as schema
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +47,46 @@ def test_a_sound_file_passes(model: bytes, tmp_path: Path) -> None:
 def test_plain_damage(model: bytes, tmp_path: Path, damage: Callable[[bytes], bytes], words: str) -> None:
     with pytest.raises(BundleError, match=words):
         tflite_file.check(write(tmp_path, damage(model)))
+
+
+FAR = 1_000_000
+
+
+def blockwise(tables: Any) -> Any:
+    found = (tensor.quantization for tensor in tables.subgraphs[0].tensors if tensor.quantization is not None)
+    return next(each.details for each in found if each.details is not None)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda tables: setattr(tables.subgraphs[0].tensors[3], "buffer", FAR), "no buffer 1000000"),
+        (lambda tables: setattr(tables.subgraphs[0].tensors[3], "shape", [-1]), "negative size"),
+        (lambda tables: tables.subgraphs[1].inputs.__setitem__(0, FAR), "no tensor 1000000"),
+        (lambda tables: tables.subgraphs[1].outputs.__setitem__(0, -1), "no tensor -1"),
+        (lambda tables: tables.subgraphs[0].operators[5].inputs.__setitem__(0, FAR), "no tensor 1000000"),
+        (lambda tables: tables.subgraphs[0].operators[5].outputs.__setitem__(0, -1), "no tensor -1"),
+        (lambda tables: setattr(tables.subgraphs[0].operators[5], "opcodeIndex", FAR), "no operator code 1000000"),
+        (lambda tables: setattr(tables.signatureDefs[0], "subgraphIndex", FAR), "no subgraph 1000000"),
+        (lambda tables: setattr(tables.signatureDefs[0].inputs[0], "tensorIndex", FAR), "no tensor 1000000"),
+        (lambda tables: setattr(blockwise(tables), "scales", FAR), "no tensor 1000000"),
+        (lambda tables: setattr(tables.buffers[-1], "offset", 1 << 63), "bytes lie behind the file's end"),
+        (lambda tables: setattr(tables, "metadataBuffer", [1]), "unknown field 5"),
+    ],
+)
+def test_what_is_named_has_to_be_there(model: bytes, tmp_path: Path, damage: Callable[[Any], None], words: str) -> None:
+    """Well-formed tables, written by the schema's own code, with one wrong index."""
+    tables = schema.ModelT.InitFromPackedBuf(bytearray(model), 0)
+    tflite_file.check(write(tmp_path, packed(tables, model)))
+    damage(tables)
+    with pytest.raises(BundleError, match=words):
+        tflite_file.check(write(tmp_path, packed(tables, model)))
+
+
+def packed(tables: Any, model: bytes) -> bytes:
+    builder = flatbuffers.Builder()
+    builder.Finish(tables.Pack(builder), b"TFL3")
+    return bytes(builder.Output()).ljust(len(model), b"\0")
 
 
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
