@@ -157,16 +157,18 @@ def test_sessions_of_two_capacities_take_turns(bundle: Path) -> None:
     ids = np.random.default_rng(3).integers(3, 259, 400).tolist()
     runtime = open_runtime(Bundle.open(bundle), threads=1)
 
-    def work(length: int, rows: list[Any]) -> None:
+    def work(length: int, rows: list[Any], start: threading.Barrier) -> None:
         session = runtime.session()
+        start.wait()
         rows.append(session.prefill(ids[:length]).copy())
-        rows += [session.decode(token).copy() for token in ids[:60]]
+        rows += [session.decode(token).copy() for token in ids[:200]]
 
     alone: list[list[Any]] = [[], []]
     together: list[list[Any]] = [[], []]
     for length, rows in zip((10, 300), alone, strict=True):
-        work(length, rows)
-    threads = [threading.Thread(target=work, args=pair) for pair in zip((10, 300), together, strict=True)]
+        work(length, rows, threading.Barrier(1))
+    both = threading.Barrier(2)
+    threads = [threading.Thread(target=work, args=(*pair, both)) for pair in zip((10, 300), together, strict=True)]
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
