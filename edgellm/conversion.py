@@ -7,6 +7,7 @@ stops the process, there is a whole bundle under the target's name or none.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -19,6 +20,7 @@ from types import NoneType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, TextPolicy, write_manifest
+from edgellm.converters.calibration import CacheRange, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
 
@@ -45,6 +47,7 @@ def convert(
     quant: str = "int4",
     method: str = "rtn",
     block_size: int = 32,
+    kv: str = "fp32",
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
     max_context: int | None = None,
@@ -60,6 +63,7 @@ def convert(
         quant: "int4", "int8" or "fp32".
         method: quantization method: a file of `converters/quantizers`.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
+        kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -76,20 +80,25 @@ def convert(
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.recipes import recipe as make_recipe
+    from edgellm.converters.weights import Weight
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_end = targets.find(target)
     quantize = quantizers.find(method)
-    recipe = make_recipe(quant, method, block_size, back_end.grid)
+    recipe = make_recipe(quant, method, block_size, back_end.grid, kv)
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        plan = back_end.plan(spec, tensors, recipe)
+        cache: tuple[CacheRange, ...] = ()
+        if recipe.kv == 8:
+            found = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
+            cache, recipe = found.cache, dataclasses.replace(recipe, calibration=found.digest)
+        plan = back_end.plan(spec, tensors, recipe, cache)
         _check_disk(folder, plan.layout.size)
         made = [parent for parent in folder.parents if not parent.exists()]
         partial = _make_partial(folder)
