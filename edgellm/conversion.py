@@ -20,7 +20,7 @@ from types import NoneType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, TextPolicy, write_manifest
-from edgellm.converters.calibration import CacheRange, calibrate
+from edgellm.converters.calibration import NOTHING, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
 
@@ -45,7 +45,7 @@ def convert(
     *,
     target: str = "onnx",
     quant: str = "int4",
-    method: str = "rtn",
+    method: str | None = None,
     block_size: int = 32,
     kv: str = "fp32",
     adapter: str | os.PathLike[str] | None = None,
@@ -61,7 +61,7 @@ def convert(
         output: the bundle's folder; it must not exist yet.
         target: runtime to make a graph for.
         quant: "int4", "int8" or "fp32".
-        method: quantization method: a file of `converters/quantizers`.
+        method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
@@ -86,19 +86,19 @@ def convert(
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_end = targets.find(target)
-    quantize = quantizers.find(method)
     recipe = make_recipe(quant, method, block_size, back_end.grid, kv)
+    quantize = quantizers.find(method or (recipe.method if recipe.rules else "rtn"))
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        cache: tuple[CacheRange, ...] = ()
-        if recipe.kv == 8:
-            found = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
-            cache, recipe = found.cache, dataclasses.replace(recipe, calibration=found.digest)
-        plan = back_end.plan(spec, tensors, recipe, cache)
+        calibration = NOTHING
+        if recipe.kv == 8 or (recipe.rules and quantizers.is_calibrated(recipe.method)):
+            calibration = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
+            recipe = dataclasses.replace(recipe, calibration=calibration.digest)
+        plan = back_end.plan(spec, tensors, recipe, calibration)
         _check_disk(folder, plan.layout.size)
         made = [parent for parent in folder.parents if not parent.exists()]
         partial = _make_partial(folder)
