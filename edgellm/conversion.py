@@ -13,14 +13,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 
 from edgellm._version import __version__
-from edgellm.bundle import Bundle, TextPolicy, write_manifest
+from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
+from edgellm.scheme import Recipe
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 DEFAULT_SLICE = 4 << 20
@@ -56,10 +57,11 @@ def convert(
     Args:
         source: a .gguf file, a Hugging Face folder, or a hub id.
         output: the bundle's folder; it must not exist yet.
-        target: runtime to make a graph for.
+        target: runtime to make a graph for: "onnx", "tflite", or "both".
         quant: "int4", "int8" or "fp32".
         method: quantization method: a file of `converters/quantizers`.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
+            One for both has to suit both.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -75,26 +77,29 @@ def convert(
     from edgellm.converters import quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
+    from edgellm.converters.data import source_bytes
     from edgellm.converters.recipes import recipe as make_recipe
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
-    back_end = targets.find(target)
+    back_ends = targets.chosen(target)
     quantize = quantizers.find(method)
-    recipe = make_recipe(quant, method, block_size, back_end.grid)
+    recipes = {name: make_recipe(quant, method, block_size, back_end.grid) for name, back_end in back_ends.items()}
+    recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        plan = back_end.plan(spec, tensors, recipe)
-        _check_disk(folder, plan.layout.size)
+        plans = {name: back_end.plan(spec, tensors, recipes[name]) for name, back_end in back_ends.items()}
+        layouts = [plan.layout for plan in plans.values()]
+        _check_disk(folder, sum(layout.size for layout in layouts))
         made = [parent for parent in folder.parents if not parent.exists()]
         partial = _make_partial(folder)
         try:
-            done, total = 0, plan.layout.source_bytes
+            done, total = 0, source_bytes(layouts)
 
             def on_bytes(name: str, count: int) -> None:
                 nonlocal done
@@ -103,8 +108,10 @@ def convert(
                     progress(Progress(done, total, name))
 
             policy = _write_text(partial, text)
-            plan.write(partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
-            plan.write_companions(partial, policy, text.generation)
+            every = list(plans.values())
+            targets.write(every, partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+            for plan in every:
+                plan.write_companions(partial, policy, text.generation)
             for name, content in checkpoint.licenses().items():
                 (partial / name).write_bytes(content)
             write_manifest(
@@ -114,7 +121,7 @@ def convert(
                 provenance=checkpoint.provenance,
                 text=policy,
                 generation=text.generation,
-                graphs={target: plan.graph},
+                graphs={name: _with_recipe(plan.graph, recipes[name], recipe) for name, plan in plans.items()},
                 producer=f"edgellm {__version__}",
             )
             _rename(partial, folder)
@@ -126,6 +133,10 @@ def convert(
                 for parent in made:
                     parent.rmdir()
     return Bundle.open(folder)
+
+
+def _with_recipe(graph: Graph, own: Recipe, bundles: Recipe) -> Graph:
+    return graph if own == bundles else replace(graph, recipe=own)
 
 
 def _slice_bytes(max_ram: int | None, workers: int) -> int:
