@@ -355,6 +355,8 @@ def _check_meaning(manifest: Manifest) -> None:
     if not all(0 <= token < spec.vocab_size for token in ids):
         raise ValueError("'text' holds an id outside the vocabulary")
     for name, graph in manifest.graphs.items():
+        if not name.isidentifier():
+            raise ValueError(f"'graphs' has {name!r}, which is no runtime's name")
         if sorted(layer for kv in graph.kv for layer in kv.layers) != list(range(len(spec.layers))):
             raise ValueError(f"'graphs.{name}.kv' does not describe every layer once")
         if graph.files and graph.file not in graph.files:

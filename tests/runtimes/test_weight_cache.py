@@ -39,7 +39,7 @@ def test_another_version_or_processor_packs_for_itself(monkeypatch: pytest.Monke
     with packed_weights("a", "1.1") as path:
         assert path is not None
         assert not path.exists()
-    monkeypatch.setattr(weight_cache, "_processor", lambda: "another one")
+    monkeypatch.setattr(weight_cache, "processor", lambda: "another one")
     assert not load("a")
 
 
