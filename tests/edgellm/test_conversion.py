@@ -34,7 +34,7 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 try:
-    convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]))
+    convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), target=sys.argv[4])
 finally:
     over.set()
     watcher.join()
@@ -226,12 +226,13 @@ def test_a_disk_that_fills_up_leaves_nothing(source: Path, tiny_disk: Callable[[
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads anonymous memory from /proc")
-def test_a_large_model_stays_under_max_ram(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnx", "both"])
+def test_a_large_model_stays_under_max_ram(target: str, tmp_path: Path) -> None:
     """4 GB of weights, 0.7 GB of them in one tensor, within 600 MB of anonymous memory."""
     source = synthetic.write(tmp_path / "zeros", hidden=2048, intermediate=8192, layers=22, vocab=180_000)
     assert (source / "model.safetensors").stat().st_size > 4_000_000_000
     limit = 600 << 20
-    command = [sys.executable, "-c", CONVERT_AND_WATCH, str(source), str(tmp_path / "out"), str(limit)]
+    command = [sys.executable, "-c", CONVERT_AND_WATCH, str(source), str(tmp_path / "out"), str(limit), target]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout) * 1024 < limit
 
