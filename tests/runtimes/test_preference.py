@@ -141,6 +141,25 @@ def test_the_one_that_is_installed(both: Bundle, monkeypatch: pytest.MonkeyPatch
     assert choose(both).name == missing
 
 
+def test_a_package_that_comes_under_another_name(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime-openvino and others provide the module: it can be imported, and there is no such distribution."""
+    version = importlib.metadata.version
+
+    def unknown(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", unknown)
+    assert adapters.installed(both) == {"onnx": "", "tflite": version("ai-edge-litert")}
+    assert opened(both) == "onnx"
+
+
+@pytest.mark.parametrize("name", ["session", "sampling", "adapters", "nothing", "../onnx", "on-nx", ""])
+def test_a_module_that_is_no_adapter(name: str) -> None:
+    assert adapters.find(name) is None
+
+
 def test_where_none_is_installed_the_error_says_what_to_install(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in PACKAGES.values():
         monkeypatch.setitem(sys.modules, package, None)
