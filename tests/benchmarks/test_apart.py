@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -108,20 +110,33 @@ def test_a_process_that_dies_is_an_error_and_not_a_report(
         measure_apart(bundle, SMALL)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="asks by signal 0")
 def test_what_progress_raises_ends_the_other_process(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It would measure on for nobody: it is gone when the error arrives."""
     code = f"import os\nopen({str(tmp_path / 'pids')!r}, 'a').write(f'{{os.getpid()}} ')\n"
     (tmp_path / "sitecustomize.py").write_text(code, encoding="utf-8")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
 
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        os.kill(pids()[-1], signal.SIGKILL)
+
+    def pids() -> list[int]:
+        return [int(pid) for pid in (tmp_path / "pids").read_text(encoding="utf-8").split()]
+
     def stop(case: str) -> None:
-        if case == "load":
+        if case == "prefill 16":  # of which it has minutes before it
             raise KeyboardInterrupt
 
+    deadline = threading.Timer(60, give_up)
+    deadline.start()
     with pytest.raises(KeyboardInterrupt):
-        measure_apart(bundle, Settings(prompts=(16,), decode=8, trials=100_000), progress=stop)
-    pids = [int(pid) for pid in (tmp_path / "pids").read_text(encoding="utf-8").split()]
-    assert len(pids) == 2
-    for pid in pids:
+        measure_apart(bundle, Settings(prompts=(16,), decode=8, trials=10_000_000), threads=1, progress=stop)
+    deadline.cancel()
+    assert not late.is_set()
+    assert len(pids()) == 2
+    for pid in pids():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)

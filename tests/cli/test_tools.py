@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import edgellm as library
+from edgellm.benchmarks.machine import peak_rss
 from edgellm.bundle import Bundle
 from edgellm.runtimes.preference import remember
 from tests.cli.conftest import ROOT, edgellm, start
@@ -138,6 +139,7 @@ def test_bench_measures_both_and_the_fastest_becomes_the_default(
     monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
     with library.load(both) as llm:
         assert llm.runtime.name == "onnx", "nothing is measured yet"
+    np.ones(300 << 20, np.uint8).sum()  # of this process, and in no report
     result = edgellm("bench", both, "--trials", "1", "--json", tmp_path / "report.json")
     assert result.exit_code == 0, result.output
     value = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
@@ -148,6 +150,8 @@ def test_bench_measures_both_and_the_fastest_becomes_the_default(
         if series["name"] == "decode 64 after 128"
     }
     assert list(rates) == ["onnx", "tflite"]
+    here = peak_rss()
+    assert here is None or all(report["peak_rss"] < here - (200 << 20) for report in value["reports"])
     best = max(rates, key=lambda name: rates[name])
     assert value["default"]["runtime"] == best
     with library.load(both) as llm:

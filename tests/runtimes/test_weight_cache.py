@@ -104,10 +104,12 @@ def test_the_oldest_go_until_the_rest_is_under_the_cap(folder: Path, monkeypatch
 
 def test_what_was_used_last_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(weight_cache, "CAP", 25)
-    for key in ("a", "b"):
-        load(key, b"0123456789")
-    aged(folder, 10)
-    assert load("a", b"0123456789"), "used last now"
+    load("a", b"0123456789")
+    aged(folder, 20)
+    load("b", b"0123456789")
+    for record in folder.glob("*.json"):
+        os.utime(record, (record.stat().st_mtime - 10,) * 2)
+    assert load("a", b"0123456789"), "made first, used last"
     load("c", b"0123456789")
     assert [load(key, b"0123456789") for key in ("a", "c")] == [True, True]
     assert sizes(folder) == [10, 10]
