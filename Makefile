@@ -5,18 +5,19 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 HUB_ID = HuggingFaceTB/SmolLM2-135M-Instruct
-BUNDLE = demo/smollm2-int4
+BUNDLE = demo/smollm2
 QUESTION = What is the capital of France, and what is it known for?
 
 .PHONY: demo test fast check models bench clean
 .DELETE_ON_ERROR:
 
-# Convert a real model, ask it a question, measure it. No torch.
+# Convert a real model for both runtimes, ask each the same question, measure them side by side. No torch.
 demo: $(VENV)/.installed
 	rm -rf $(BUNDLE)
 	source=$$($(BIN)/python -m edgellm.benchmarks.models --source smollm2 --hub $(HUB_ID)) && \
-	$(BIN)/edgellm convert "$$source" -o $(BUNDLE) --quant int4
-	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --max-tokens 128 --temperature 0
+	$(BIN)/edgellm convert "$$source" -o $(BUNDLE) --target both --quant int4
+	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --runtime onnx --max-tokens 128 --temperature 0
+	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --runtime tflite --max-tokens 128 --temperature 0
 	$(BIN)/edgellm bench $(BUNDLE) --json $(BUNDLE).json
 
 # The whole suite, slow tests and real models included.
@@ -38,12 +39,12 @@ check: $(VENV)/.tested
 models: $(VENV)/.installed
 	$(BIN)/python -m edgellm.benchmarks.models smollm2 qwen2.5 gemma3
 
-# Each real model at INT4, measured on this machine.
+# Each real model at INT4, measured in both runtimes on this machine.
 bench: models
 	for name in smollm2 qwen2.5 gemma3; do \
-		test -d demo/$$name-int4 || \
-			$(BIN)/edgellm convert "$$($(BIN)/python -m edgellm.benchmarks.models --source $$name)" -o demo/$$name-int4 || exit 1; \
-		$(BIN)/edgellm bench demo/$$name-int4 --json demo/$$name-int4.json || exit 1; \
+		test -d demo/$$name-both || \
+			$(BIN)/edgellm convert "$$($(BIN)/python -m edgellm.benchmarks.models --source $$name)" -o demo/$$name-both --target both || exit 1; \
+		$(BIN)/edgellm bench demo/$$name-both --json demo/$$name-both.json || exit 1; \
 	done
 
 clean:
@@ -54,7 +55,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[onnx,convert]'
+	$(BIN)/python -m pip install --quiet --editable '.[onnx,tflite,convert]'
 	touch $@
 
 $(VENV)/.tested: setup.cfg pyproject.toml | $(BIN)/python

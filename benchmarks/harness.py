@@ -78,6 +78,11 @@ class Report:
     peak_rss: int | None
     notes: tuple[str, ...] = ()
 
+    @property
+    def decode(self) -> Series:
+        """The decode case."""
+        return next(series for series in self.series if series.name.startswith("decode "))
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, medians included."""
         value = dataclasses.asdict(self)
@@ -93,7 +98,7 @@ def measure(
     threads: int | None = None,
     progress: Callable[[str], None] = lambda case: None,
 ) -> Report:
-    """Measure a bundle in this process; for a true peak RSS let the process do nothing else.
+    """Measure a bundle in this process; `edgellm.benchmarks.apart` does it in a fresh one, for a true peak RSS.
 
     Args:
         path: the bundle's folder.
@@ -130,7 +135,7 @@ def measure(
         return Report(
             bundle=bundle.path.resolve().name,
             source=bundle.provenance.source,
-            recipe=bundle.recipe.name,
+            recipe=bundle.recipe_of(bundle.graphs[loaded.name]).name,
             runtime=loaded.name,
             threads=loaded.threads,
             settings=settings,

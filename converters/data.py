@@ -1,15 +1,18 @@
-"""The data of a graph: every large tensor in one file, laid out first and filled slice by slice.
+"""The data of graphs: every large tensor of one in one file, laid out first and filled slice by slice.
 
 Sizes follow from shapes and schemes, so offsets are known before a weight is read, the graph can be made at once, and
 weights stream through a few megabytes of memory into their places. Two tensors of a graph may share one place (a tied
 embedding). How a quantized weight is packed is the back end's: its jobs write themselves.
+
+Graphs of one bundle are filled in one pass. Back ends fuse weights as they like (Q, K and V as one matrix, or not), so what is
+read is never a job's stack but the tensors in it: each slice of one is read once and given to all jobs that it is a part of.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from io import FileIO
@@ -45,7 +48,7 @@ class Job(Protocol):
     def tensor(self) -> LazyTensor: ...
 
     def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
-        """Put rows from `start` on, float32, to their places."""
+        """Put rows from `start` on, float32, to their places; other jobs get the same array, so it is read-only."""
         ...
 
 
@@ -74,11 +77,6 @@ class DataLayout:
         self.jobs.append(job)
         return job
 
-    @property
-    def source_bytes(self) -> int:
-        """Bytes of all tensors as float32: what there is to read and quantize."""
-        return sum(4 * int(np.prod(job.tensor.shape, dtype=np.int64)) for job in self.jobs)
-
     def reserve(self, length: int) -> Place:
         """Room for `length` bytes, from a page's start on."""
         place = Place(self.size, length)
@@ -86,56 +84,66 @@ class DataLayout:
         return place
 
 
-def write_data(
-    path: Path,
-    layout: DataLayout,
-    quantize: Quantize,
-    *,
-    base: int = 0,
-    slice_bytes: int,
-    workers: int,
-    on_bytes: OnBytes,
-) -> None:
-    """Read, quantize and write every tensor of the layout.
+@dataclass(frozen=True)
+class Region:
+    """A layout on disk: the file to make, and the byte of it where the layout begins."""
+
+    layout: DataLayout
+    path: Path
+    base: int = 0
+
+
+def source_bytes(layouts: Sequence[DataLayout]) -> int:
+    """Bytes of the tensors of all layouts as float32, each counted once: what there is to read."""
+    return sum(4 * int(np.prod(tensor.shape, dtype=np.int64)) for tensor in _sharers(layouts))
+
+
+def write_data(regions: Sequence[Region], quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
+    """Read, quantize and write every tensor of the layouts; what several have in common is read once.
 
     Args:
-        path: the file to make.
-        base: byte of the file where the layout begins.
-        quantize: the method; called on slices of rows.
+        regions: the files to make.
+        quantize: the method; called on slices of rows, which it must leave as they are.
         slice_bytes: float32 bytes of one slice; each worker holds about five times that.
         workers: threads; numpy releases the interpreter's lock in the work that counts.
         on_bytes: called with a tensor's name and the float32 bytes just finished.
 
     Raises:
         SourceError: a weight holds NaN or infinity.
-        OSError: the disk is full or the file cannot be written.
+        OSError: the disk is full or a file cannot be written.
     """
-    with path.open("wb") as file:
-        file.truncate(base + layout.size)
-        _reserve_on_disk(file, base + layout.size)
-    data = DataFile(path, base)
+    for region in regions:
+        with region.path.open("wb") as file:
+            file.truncate(region.base + region.layout.size)
+            _reserve_on_disk(file, region.base + region.layout.size)
+    files = [DataFile(region.path, region.base) for region in regions]
+    sharers = _sharers([region.layout for region in regions])
 
-    def work(job: Job, start: int, stop: int) -> tuple[str, int]:
-        values = job.tensor.rows(start, stop)
+    def work(tensor: LazyTensor, start: int, stop: int) -> tuple[str, int]:
+        values, name = tensor.rows(start, stop), sharers[tensor][0].job.name
         if not np.isfinite(values.sum(dtype=np.float64)):
-            raise SourceError("the weight is not finite (NaN or infinity)", where=job.name, fix="get the model again")
-        job.write(data, start, values, quantize)
-        return job.name, values.nbytes
+            raise SourceError("the weight is not finite (NaN or infinity)", where=name, fix="get the model again")
+        values.flags.writeable = False
+        for share in sharers[tensor]:
+            share.job.write(files[share.layout], share.first_row + start, values, quantize)
+        return name, values.nbytes
 
     pool = ThreadPoolExecutor(workers)
     try:
         pending: set[Future[tuple[str, int]]] = set()
-        for job, start, stop in _slices(layout, slice_bytes):
-            pending.add(pool.submit(work, job, start, stop))
-            if len(pending) > workers:  # a short queue: memory is bounded by what is under way
-                done, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in done:
-                    on_bytes(*future.result())
+        for tensor in sharers:
+            for start, stop in tensor.slices(slice_bytes):
+                pending.add(pool.submit(work, tensor, start, stop))
+                if len(pending) > workers:  # a short queue: memory is bounded by what is under way
+                    done, pending = wait(pending, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        on_bytes(*future.result())
         for future in pending:
             on_bytes(*future.result())
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        data.close()
+        for data in files:
+            data.close()
 
 
 class DataFile:
@@ -167,10 +175,23 @@ class DataFile:
             file.close()
 
 
-def _slices(layout: DataLayout, slice_bytes: int) -> Iterator[tuple[Job, int, int]]:
-    for job in layout.jobs:
-        for start, stop in job.tensor.slices(slice_bytes):
-            yield job, start, stop
+@dataclass(frozen=True)
+class _Share:
+    """A job that a tensor is a part of, the index of its layout, and the row of the job's where the tensor begins."""
+
+    job: Job
+    layout: int
+    first_row: int
+
+
+def _sharers(layouts: Sequence[DataLayout]) -> dict[LazyTensor, list[_Share]]:
+    """Who needs each tensor, in the order of the first layout that has it."""
+    sharers: dict[LazyTensor, list[_Share]] = {}
+    for index, layout in enumerate(layouts):
+        for job in layout.jobs:
+            for part, first_row in job.tensor.parts():
+                sharers.setdefault(part, []).append(_Share(job, index, first_row))
+    return sharers
 
 
 def _reserve_on_disk(file: BinaryIO, size: int) -> None:

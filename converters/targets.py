@@ -3,23 +3,27 @@
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
 module has two functions. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises UsageError where the
 recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many bits.
+
+Several plans are written together, so that the source is read once for all of them.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
 from edgellm.bundle import Graph, TextPolicy
 from edgellm.converters.calibration import NOTHING, Calibration
-from edgellm.converters.data import DataLayout, OnBytes
+from edgellm.converters.data import DataLayout, OnBytes, Region, write_data
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import LazyTensor
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Scheme
 from edgellm.spec import ModelSpec
+
+BOTH, GRAPHS_OF_BOTH = "both", ("onnx", "tflite")
 
 
 class Plan(Protocol):
@@ -28,24 +32,21 @@ class Plan(Protocol):
     Attributes:
         graph: what the manifest will say of it.
         layout: places of its data: what it takes on disk, and what there is to read and quantize.
+        data_file: name of the file that takes the data.
+        base: byte of that file where the data begins.
     """
 
     graph: Graph
     layout: DataLayout
 
-    def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
-        """Write the graph and stream its data into `folder`.
+    @property
+    def data_file(self) -> str: ...
 
-        Args:
-            quantize: the method; called on slices of rows.
-            slice_bytes: float32 bytes of one slice; a worker holds a few times that.
-            workers: threads.
-            on_bytes: called with a tensor's name and the float32 bytes just finished.
+    @property
+    def base(self) -> int: ...
 
-        Raises:
-            SourceError: a weight holds NaN or infinity.
-            OSError: the disk is full or a file cannot be written.
-        """
+    def write_graph(self, folder: Path) -> None:
+        """Write the graph itself into `folder`, where its data lies by now."""
         ...
 
     def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
@@ -67,13 +68,44 @@ class Target(Protocol):
         ...
 
 
+def write(
+    plans: Sequence[Plan], folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes
+) -> None:
+    """Stream the data of all plans into `folder`, each weight read once, and write the graphs.
+
+    Args:
+        quantize: the method; called on slices of rows.
+        slice_bytes: float32 bytes of one slice; a worker holds a few times that.
+        workers: threads.
+        on_bytes: called with a tensor's name and the float32 bytes just read, and written to every graph.
+
+    Raises:
+        SourceError: a weight holds NaN or infinity.
+        OSError: the disk is full or a file cannot be written.
+    """
+    regions = [Region(plan.layout, folder / plan.data_file, plan.base) for plan in plans]
+    write_data(regions, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+    for plan in plans:
+        plan.write_graph(folder)
+
+
 def available() -> tuple[str, ...]:
     """Names of the targets: the packages of this folder that can export."""
     return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/export.py")))
 
 
+def choices() -> tuple[str, ...]:
+    """What a user can ask for: one target, or `both` of ONNX and TFLite."""
+    return (*available(), BOTH)
+
+
 def find(name: str) -> Target:
     """The target's module; UsageError for a name that is none."""
     if name not in available():
-        raise UsageError(f"unknown target '{name}'", where="--target", fix=f"choose one of {', '.join(available())}")
+        raise UsageError(f"unknown target '{name}'", where="--target", fix=f"choose one of {', '.join(choices())}")
     return cast("Target", importlib.import_module(f"edgellm.converters.{name}.export"))
+
+
+def chosen(choice: str) -> dict[str, Target]:
+    """The targets that a choice means, by name; UsageError for what is none."""
+    return {name: find(name) for name in (GRAPHS_OF_BOTH if choice == BOTH else (choice,))}

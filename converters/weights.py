@@ -34,6 +34,10 @@ class LazyTensor(ABC):
         """The whole tensor, float32."""
         return self.rows(0, self.shape[0])
 
+    def parts(self) -> Sequence[tuple[LazyTensor, int]]:
+        """The tensors that lie below one another in this one, each with the row where it begins: for most, itself at 0."""
+        return [(self, 0)]
+
     def slices(self, max_bytes: int) -> Iterator[tuple[int, int]]:
         """Row ranges that cover the tensor, each at most `max_bytes` as float32 (but at least one row)."""
         row_bytes = 4 * int(np.prod(self.shape[1:], dtype=np.int64))
@@ -114,6 +118,13 @@ class Stacked(LazyTensor):
                 out[low - start : high - start] = part.rows(low - base, high - base)
             base += part.shape[0]
         return out
+
+    def parts(self) -> Sequence[tuple[LazyTensor, int]]:
+        found, base = [], 0
+        for part in self._parts:
+            found += [(inner, base + row) for inner, row in part.parts()]
+            base += part.shape[0]
+        return found
 
 
 @dataclass(frozen=True, eq=False)

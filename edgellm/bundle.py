@@ -1,7 +1,8 @@
 """Bundle: the folder that conversion makes and a device runs.
 
     edgellm.json          format version, spec, recipe, provenance, text policy, graphs, size and sha256 of every file
-    model.onnx (+ .data)  one graph per runtime that the bundle was made for
+    model.onnx (+ .data)  one graph per runtime that the bundle was made for:
+    model.tflite          the same model, quantized on the grids that the runtime takes
     tokenizer.json, tokenizer_config.json, chat_template.jinja, genai_config.json, licence files
 
 It is the only thing that the workstation and the device share. A bundle is checked before native code sees it: structure,
@@ -102,10 +103,19 @@ class KVLayout:
 
 @dataclass(frozen=True)
 class Graph:
-    """One runtime's graph: its main file, and its KV cache by kind of layer."""
+    """One runtime's graph.
+
+    Attributes:
+        file: its main file.
+        kv: its KV cache by kind of layer.
+        files: every file that a load reads, the main one among them; none in bundles made before there were several graphs.
+        recipe: which tensor was quantized how, where that is not as the bundle's recipe says: runtimes take different grids.
+    """
 
     file: str
     kv: tuple[KVLayout, ...]
+    files: tuple[str, ...] = ()
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +134,7 @@ class Manifest:
         format: version of the layout.
         producer: what made the bundle, with its version.
         spec: the model in numbers.
-        recipe: which tensor was quantized how.
+        recipe: which tensor was quantized how, in graphs that have no recipe of their own.
         provenance: where the weights came from.
         text: tokens, templates and ends of text.
         generation: the authors' sampling defaults.
@@ -143,6 +153,15 @@ class Manifest:
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
     fidelity: Mapping[str, Any] | None = None
+
+    def recipe_of(self, graph: Graph) -> Recipe:
+        """How the tensors of a graph were quantized."""
+        return self.recipe if graph.recipe is None else graph.recipe
+
+    def files_of(self, graph: Graph) -> tuple[str, ...]:
+        """The files of a graph. Where the manifest does not say, they share its stem, and there is no other graph."""
+        stem = graph.file.partition(".")[0]
+        return graph.files or tuple(name for name in self.files if name.partition(".")[0] == stem)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +254,8 @@ class Bundle(Manifest):
                 raise BundleError(
                     f"size is {size} bytes, the manifest says {entry.size}", where=where, fix="copy the bundle again"
                 )
-        wanted = [self.text.tokenizer, self.text.chat_template, *(graph.file for graph in self.graphs.values())]
+        graph_files = [name for graph in self.graphs.values() for name in (graph.file, *graph.files)]
+        wanted = [self.text.tokenizer, self.text.chat_template, *graph_files]
         for file in wanted:
             if file is not None:
                 self.file(file)
@@ -337,8 +357,12 @@ def _check_meaning(manifest: Manifest) -> None:
     if not all(0 <= token < spec.vocab_size for token in ids):
         raise ValueError("'text' holds an id outside the vocabulary")
     for name, graph in manifest.graphs.items():
+        if not name.isidentifier():
+            raise ValueError(f"'graphs' has {name!r}, which is no runtime's name")
         if sorted(layer for kv in graph.kv for layer in kv.layers) != list(range(len(spec.layers))):
             raise ValueError(f"'graphs.{name}.kv' does not describe every layer once")
+        if graph.files and graph.file not in graph.files:
+            raise ValueError(f"'graphs.{name}.files' does not have '{graph.file}'")
         _check_kv(name, graph)
     if not manifest.graphs:
         raise ValueError("'graphs' is empty")

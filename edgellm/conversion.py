@@ -7,22 +7,22 @@ stops the process, there is a whole bundle under the target's name or none.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
 
 from edgellm._version import __version__
-from edgellm.bundle import Bundle, TextPolicy, write_manifest
+from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
 from edgellm.converters.calibration import NOTHING, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
+from edgellm.scheme import Recipe
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 DEFAULT_SLICE = 4 << 20
@@ -59,10 +59,11 @@ def convert(
     Args:
         source: a .gguf file, a Hugging Face folder, or a hub id.
         output: the bundle's folder; it must not exist yet.
-        target: runtime to make a graph for.
+        target: runtime to make a graph for: "onnx", "tflite", or "both".
         quant: "int4", "int8" or "fp32".
         method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
+            One for both has to suit both.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
@@ -79,14 +80,16 @@ def convert(
     from edgellm.converters import quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
+    from edgellm.converters.data import source_bytes
     from edgellm.converters.recipes import recipe as make_recipe
     from edgellm.converters.weights import Weight
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
-    back_end = targets.find(target)
-    recipe = make_recipe(quant, method, block_size, back_end.grid, kv)
+    back_ends = targets.chosen(target)
+    recipes = {name: make_recipe(quant, method, block_size, back_end.grid, kv) for name, back_end in back_ends.items()}
+    recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
     quantize = quantizers.find(method or (recipe.method if recipe.rules else "rtn"))
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
@@ -95,15 +98,17 @@ def convert(
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
         calibration = NOTHING
-        if recipe.kv == 8 or (recipe.rules and quantizers.is_calibrated(recipe.method)):
+        if any(each.kv == 8 or (each.rules and quantizers.is_calibrated(each.method)) for each in recipes.values()):
             calibration = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
-            recipe = dataclasses.replace(recipe, calibration=calibration.digest)
-        plan = back_end.plan(spec, tensors, recipe, calibration)
-        _check_disk(folder, plan.layout.size)
+            recipes = {name: replace(each, calibration=calibration.digest) for name, each in recipes.items()}
+            recipe = next(iter(recipes.values()))
+        plans = {name: back_end.plan(spec, tensors, recipes[name], calibration) for name, back_end in back_ends.items()}
+        layouts = [plan.layout for plan in plans.values()]
+        _check_disk(folder, sum(layout.size for layout in layouts))
         made = [parent for parent in folder.parents if not parent.exists()]
         partial = _make_partial(folder)
         try:
-            done, total = 0, plan.layout.source_bytes
+            done, total = 0, source_bytes(layouts)
 
             def on_bytes(name: str, count: int) -> None:
                 nonlocal done
@@ -112,8 +117,10 @@ def convert(
                     progress(Progress(done, total, name))
 
             policy = _write_text(partial, text)
-            plan.write(partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
-            plan.write_companions(partial, policy, text.generation)
+            every = list(plans.values())
+            targets.write(every, partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+            for plan in every:
+                plan.write_companions(partial, policy, text.generation)
             for name, content in checkpoint.licenses().items():
                 (partial / name).write_bytes(content)
             write_manifest(
@@ -123,7 +130,7 @@ def convert(
                 provenance=checkpoint.provenance,
                 text=policy,
                 generation=text.generation,
-                graphs={target: plan.graph},
+                graphs={name: _with_recipe(plan.graph, recipes[name], recipe) for name, plan in plans.items()},
                 producer=f"edgellm {__version__}",
             )
             _rename(partial, folder)
@@ -135,6 +142,10 @@ def convert(
                 for parent in made:
                     parent.rmdir()
     return Bundle.open(folder)
+
+
+def _with_recipe(graph: Graph, own: Recipe, bundles: Recipe) -> Graph:
+    return graph if own == bundles else replace(graph, recipe=own)
 
 
 def _slice_bytes(max_ram: int | None, workers: int) -> int:

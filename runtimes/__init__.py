@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib
 import logging
 
 from edgellm.bundle import Bundle
 from edgellm.errors import RuntimeUnavailable, UsageError
 from edgellm.runtimes.session import Runtime
 
-PREFERRED = "onnx"
 MINIMAL_CONTEXT = 256
 MOST_THREADS = 1024
 
@@ -22,7 +20,8 @@ def open_runtime(
     """Load a bundle's graph.
 
     Args:
-        name: the adapter, which is also the graph's name in the bundle; None takes "onnx" where there is one, else the first.
+        name: the adapter, which is also the graph's name in the bundle; hyphens are underscores. None takes the one that is
+            best on this machine as far as that is known; see `edgellm.runtimes.preference`.
         threads: threads of a step; None fits the machine (see `edgellm.runtimes.threads`).
         max_context: tokens that a session may hold, at most the model's own; None takes the model's. The cache grows as it
             fills, so a large context costs nothing until it is used.
@@ -34,6 +33,7 @@ def open_runtime(
             short one; where the whole of the model's does not fit, a warning says how much does.
         BundleError: the runtime refuses the graph.
     """
+    from edgellm.runtimes import adapters
     from edgellm.runtimes.memory import check_fits, room
     from edgellm.runtimes.threads import default_threads
 
@@ -52,27 +52,21 @@ def open_runtime(
             "%s: there is memory for a context of about %d tokens, not for the model's %d; set max_context",
             *(bundle.path, fitting, context),
         )
-    module = f"{__name__}.{name}"
-    try:
-        adapter = importlib.import_module(module)
-        load = adapter.load
-    except (ModuleNotFoundError, AttributeError) as error:
-        if isinstance(error, ModuleNotFoundError) and error.name != module:
-            raise
-        raise RuntimeUnavailable(
-            f"no adapter for '{name}' in this edgellm", where=bundle.path, fix="upgrade edgellm"
-        ) from error
-    runtime: Runtime = load(bundle, threads=default_threads() if threads is None else threads, max_context=context)
+    adapter = adapters.find(name)
+    if adapter is None:
+        raise RuntimeUnavailable(f"no adapter for '{name}' in this edgellm", where=bundle.path, fix="upgrade edgellm")
+    runtime: Runtime = adapter.load(bundle, threads=default_threads() if threads is None else threads, max_context=context)
     logger.debug("loaded %s with %s, %d threads, context up to %d", bundle.path, name, runtime.threads, context)
     return runtime
 
 
 def _graph_name(bundle: Bundle, name: str | None) -> str:
+    from edgellm.runtimes.preference import choose
+
     there = list(bundle.graphs)
-    if name is None:
-        name = PREFERRED if PREFERRED in there else next(iter(there), PREFERRED)
-    if name not in there or not name.isidentifier():
+    name = choose(bundle).name if name is None else name.replace("-", "_")
+    if name not in there:
         raise UsageError(
-            f"the bundle has no graph for the runtime '{name}'", where=bundle.path, fix=f"it has: {', '.join(there) or 'none'}"
+            f"the bundle has no graph for the runtime '{name}'", where=bundle.path, fix=f"it has: {', '.join(there)}"
         )
     return name

@@ -26,9 +26,8 @@ def available_bytes(root: Path | None = None) -> int | None:
 
 
 def weight_bytes(bundle: Bundle, graph: Graph) -> int:
-    """Bytes of a graph's own files: the graph and the weights beside it, which share its stem."""
-    stem = graph.file.partition(".")[0]
-    return sum(entry.size for name, entry in bundle.files.items() if name.partition(".")[0] == stem)
+    """Bytes of a graph's own files: the graph and the weights beside it."""
+    return sum(bundle.files[name].size for name in bundle.files_of(graph))
 
 
 def kv_bytes_per_token(graph: Graph) -> int:

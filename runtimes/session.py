@@ -4,7 +4,8 @@ One adapter is one file of this folder, named as users name the runtime (`onnx`,
 
     load(bundle: Bundle, *, threads: int, max_context: int) -> Runtime
 
-and its distribution's name, PACKAGE, which is imported only when `load` is called. Sessions know token ids, not text.
+and its distribution's name, PACKAGE, whose module is named alike with underscores and is imported only when `load` is called.
+Sessions know token ids, not text.
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Packed weights between loads: a runtime that repacks weights for its kernels writes them to a file once, and maps it later.
 
 The file lies in the user's cache folder, named after everything that it depends on: the graph's sha256, the runtime's version,
-the processor's features. It gets that name when it is complete, so two processes that start at once each make their own and
-the last one's stays. What was changed since is not used: a record beside it holds its sha256, and size and time by which
-a whole hash is spared as long as they are the same.
+the processor. It gets that name when it is complete, so two processes that start at once each make their own and the last
+one's stays. What was changed since is not used: a record beside it holds its sha256, and size and time by which a whole hash is
+spared as long as they are the same.
+
+All files together stay under a cap: those unused for the longest time go, but neither the one that was just made nor one that
+a load is about to open (it holds a lock on the record). What is mapped already may go: its pages stay until they are unmapped.
 """
 
 from __future__ import annotations
@@ -13,14 +16,15 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from edgellm.bundle import cache_dir, sha256_file
+from edgellm.runtimes.processor import processor
 
 CAP = 8 << 30  # bytes of all files together
 RECORD, MAKING = ".json", ".making-"
@@ -40,12 +44,11 @@ def packed_weights(*parts: str) -> Iterator[Path | None]:
         a path; None where no file can be written, and the runtime has to keep its weights in memory.
     """
     folder = cache_dir() / "packed"
-    final = folder / hashlib.sha256("\n".join([*parts, _processor()]).encode()).hexdigest()
-    if _is_whole(final):
-        with contextlib.suppress(OSError):
-            os.utime(final.with_suffix(RECORD))  # used last
-        yield final
-        return
+    final = folder / hashlib.sha256("\n".join([*parts, processor()]).encode()).hexdigest()
+    with contextlib.ExitStack() as lock:
+        if _hold(final, lock):
+            yield final
+            return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder))
@@ -86,26 +89,67 @@ def _is_whole(file: Path) -> bool:
         return False
 
 
+def _hold(file: Path, lock: contextlib.ExitStack) -> bool:
+    """Whether the file is as it was when it was kept; then it counts as used last, and stays as long as the lock is held."""
+    record = file.with_suffix(RECORD)
+    try:
+        lock.enter_context(_locked(record, alone=False))
+    except OSError:
+        return False
+    if not _is_whole(file):  # looked at under the lock: it may have been evicted before
+        return False
+    with contextlib.suppress(OSError):
+        os.utime(record)
+    return True
+
+
 def _evict(folder: Path, newest: Path) -> None:
-    """Remove what killed loads left, and the files unused for the longest time until the rest is under the cap."""
+    """Remove what killed processes left, and the files unused for the longest time until the rest is under the cap."""
     for scratch in folder.glob(f"{MAKING}*"):
         if scratch.stat().st_mtime < time.time() - ABANDONED:
             shutil.rmtree(scratch, ignore_errors=True)
-    records = sorted(folder.glob(f"*{RECORD}"), key=lambda path: path.stat().st_mtime, reverse=True)
-    total = 0
-    for record in records:
-        file = record.with_suffix("")
-        total += file.stat().st_size if file.exists() else 0
-        if total > CAP and file != newest:
-            record.unlink(missing_ok=True)
-            file.unlink(missing_ok=True)
+    for file in folder.iterdir():
+        if file.is_file() and not file.suffix and not file.with_suffix(RECORD).exists():
+            file.unlink(missing_ok=True)  # an eviction that was killed half-way
+    records = sorted(folder.glob(f"*{RECORD}"), key=lambda path: path.stat().st_mtime)
+    sizes = {record: file.stat().st_size if (file := record.with_suffix("")).exists() else 0 for record in records}
+    total = sum(sizes.values())
+    for record, size in sizes.items():
+        if total <= CAP:
+            break
+        if record.with_suffix("") != newest and _remove(record):
+            total -= size
 
 
-def _processor() -> str:
-    """What kernels are chosen by: the architecture, and the features where the system lists them (Linux)."""
+def _remove(record: Path) -> bool:
+    """Remove a file and its record; False where a load is about to open it, or the system does not let go of it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        with _locked(record, alone=True) as alone:
+            if alone:
+                record.unlink(missing_ok=True)
+                record.with_suffix("").unlink(missing_ok=True)
+            return alone
     except OSError:
-        lines = []
-    features = next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return f"{platform.machine()} {features}"
+        return False
+
+
+@contextlib.contextmanager
+def _locked(record: Path, *, alone: bool) -> Iterator[bool]:
+    """Hold a record together with other loads, or alone: then False if there are others.
+
+    Where the system or the file system has no such locks, everybody is let in.
+    """
+    if sys.platform == "win32":
+        yield True
+        return
+    import fcntl
+
+    with record.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB if alone else fcntl.LOCK_SH)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:
+            pass
+        yield True

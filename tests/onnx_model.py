@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from edgellm.converters import targets
 from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.onnx import export
 from edgellm.converters.quantizers import rtn
@@ -31,7 +32,7 @@ def exported(
 ) -> OnnxModel:
     """Export into `folder` in deliberately small slices, and open the graph."""
     plan = export.plan(spec, tensors, recipe, calibration, accuracy_level)
-    plan.write(folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
+    targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     return OnnxModel(folder / plan.graph.file)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.bundle import sha256_file
+from edgellm.converters import targets
 from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.numpy_ops import NumpyOps, Tensor
 from edgellm.converters.ops import Linear
@@ -31,7 +32,7 @@ def exported(
 ) -> TfliteRuntime:
     """Export into `folder` in deliberately small slices, and load the graph."""
     plan = export.plan(spec, tensors, recipe, calibration)
-    plan.write(folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
+    targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     path = folder / plan.graph.file
     model = open_model(path, sha256_file(path), threads)
     return TfliteRuntime(model, plan.graph, vocab=spec.vocab_size, threads=threads, max_context=spec.max_context)

@@ -21,12 +21,11 @@ from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
 from edgellm.converters.calibration import NOTHING, Calibration
-from edgellm.converters.data import DataLayout, OnBytes, write_data
+from edgellm.converters.data import DataLayout
 from edgellm.converters.decoder import decode
 from edgellm.converters.onnx import genai_config
 from edgellm.converters.onnx.graph import CONTRIB, GraphBuilder
 from edgellm.converters.onnx.ops import OnnxOps, Value
-from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import LazyTensor, on_grids
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Scheme
@@ -50,10 +49,11 @@ class OnnxPlan:
     layout: DataLayout
     graph: Graph
 
-    def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
-        """Write the graph and stream its data into `folder`."""
+    data_file, base = DATA_FILE, 0
+
+    def write_graph(self, folder: Path) -> None:
+        """Write the graph beside its data."""
         (folder / GRAPH_FILE).write_bytes(self.model.SerializeToString())
-        write_data(folder / DATA_FILE, self.layout, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
 
     def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
         """Write the configuration by which onnxruntime-genai runs the same folder."""
@@ -81,7 +81,8 @@ def plan(
     logits = decode(spec, on_grids(tensors, recipe, calibration.importance), ops, Value("input_ids"), positions)
     builder.node("Identity", [ops.name(logits)], ["logits"])
     dtype = "int8" if ranges else "float32"
-    return OnnxPlan(spec, _model(spec, builder, dtype), layout, Graph(GRAPH_FILE, _kv_layouts(spec, dtype)))
+    graph = Graph(GRAPH_FILE, _kv_layouts(spec, dtype), (GRAPH_FILE, DATA_FILE))
+    return OnnxPlan(spec, _model(spec, builder, dtype), layout, graph)
 
 
 def grid(bits: int, block: int) -> Scheme:

@@ -13,15 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
 from edgellm.converters.calibration import NOTHING, Calibration
-from edgellm.converters.data import ALIGNMENT, DataLayout, OnBytes, write_data
+from edgellm.converters.data import ALIGNMENT, DataLayout
 from edgellm.converters.decoder import decode
-from edgellm.converters.quantizers import Quantize
 from edgellm.converters.tflite.data import QuantizedJob
 from edgellm.converters.tflite.graph import Buffer, Grid, Subgraph, Tensor, schema, serialize
 from edgellm.converters.tflite.ops import TfliteOps
@@ -46,16 +46,19 @@ class TflitePlan:
     layout: DataLayout
     graph: Graph
 
-    def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
-        """Stream the weights behind room for the flatbuffer, then fill that in: it holds scales that are known only then."""
-        path = folder / GRAPH_FILE
-        size = len(serialize(self.subgraphs, 0))
-        base = -(-size // ALIGNMENT) * ALIGNMENT
-        write_data(path, self.layout, quantize, base=base, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
-        tables = serialize(self.subgraphs, base)
-        if len(tables) != size:
-            raise RuntimeError("the flatbuffer changed its size")
-        with path.open("r+b") as file:
+    data_file = GRAPH_FILE
+
+    @cached_property
+    def base(self) -> int:
+        """The weights lie behind room for the flatbuffer, which is filled in last: it holds scales that are known only then."""
+        return -(-len(serialize(self.subgraphs, 0)) // ALIGNMENT) * ALIGNMENT
+
+    def write_graph(self, folder: Path) -> None:
+        """Write the flatbuffer into the room before the weights."""
+        tables = serialize(self.subgraphs, self.base)
+        if len(tables) > self.base:
+            raise RuntimeError("the flatbuffer has grown into its data")
+        with (folder / GRAPH_FILE).open("r+b") as file:
             file.write(tables)
 
     def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
@@ -87,7 +90,8 @@ def plan(
         if has_logits:
             graph.output("logits", logits)
         subgraphs.append(graph)
-    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, _kv_layouts(spec, "int8" if ranges else "float32")))
+    graph_of = Graph(GRAPH_FILE, _kv_layouts(spec, "int8" if ranges else "float32"), (GRAPH_FILE,))
+    return TflitePlan(tuple(subgraphs), layout, graph_of)
 
 
 def grid(bits: int, block: int) -> Scheme:

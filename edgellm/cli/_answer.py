@@ -6,18 +6,18 @@ import contextlib
 import signal
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from edgellm.cli._options import Command, runtime_option
 
 if TYPE_CHECKING:
     from edgellm.llm import LLM
     from edgellm.stream import Stream
-
-Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,10 @@ class Ask:
 
 
 def ask_options(command: Command) -> Command:
-    """The options that fill an `Ask`, and --threads. What they do not set, the model's authors did."""
+    """The options that fill an `Ask`, --runtime and --threads. What they do not set, the model's authors did."""
     authors = "default: as the model's authors set it"
     for option in (
+        runtime_option("the fastest by 'edgellm bench', else onnx"),
         click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; the default suits the machine."),
         click.option("--seed", type=click.IntRange(min=0), metavar="S", help="The same seed gives the same text."),
         click.option("--repetition-penalty", type=float, metavar="R", help=f"Above 1 makes repeating less likely; {authors}."),

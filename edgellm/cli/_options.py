@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from edgellm.errors import ResourceError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
@@ -27,6 +30,11 @@ class Size(click.ParamType[int]):
         if match is None or float(match[1]) == 0:
             self.fail(f"{value!r} is not a size like 600M or 2G", param, ctx)
         return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def runtime_option(default: str) -> Callable[[Command], Command]:
+    """--runtime, with what a command does without it."""
+    return click.option("--runtime", metavar="R", help=f"Runtime to use, of those that the bundle has; default: {default}.")
 
 
 def readable(size: float) -> str:

@@ -34,6 +34,7 @@ def command(
     repetition_penalty: float | None,
     seed: int | None,
     threads: int | None,
+    runtime: str | None,
 ) -> None:
     """Talk to the model in BUNDLE. /reset forgets the conversation, /exit leaves, Ctrl-C stops an answer."""
     import edgellm
@@ -46,7 +47,7 @@ def command(
         raise UsageError("standard input is closed", fix="use 'edgellm run' for one prompt")
     if edgellm.Bundle.open(bundle).text.chat_template is None:
         raise UsageError("this model has no chat template", where=bundle, fix="use 'edgellm run --raw', or an instruct model")
-    with edgellm.load(bundle, threads=threads) as llm:
+    with edgellm.load(bundle, runtime=runtime, threads=threads) as llm:
         interactive = sys.stdin.isatty()
         if interactive:
             click.echo(f"{plain(llm.bundle.provenance.source)}: {HELP}")

@@ -15,9 +15,18 @@ from edgellm.errors import plain
 
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
+    from edgellm.scheme import Recipe, Scheme
     from edgellm.spec import ModelSpec
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes in RAM: of the weights, and of the KV cache that one position takes."""
+
+    weights: int
+    kv_per_token: int
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,7 @@ class Facts:
     """What `inspect` shows.
 
     Attributes:
-        weights: recipe name to bytes of weights in RAM: the bundle's own recipe, or those a source could be converted to.
-        kv_per_token: bytes of KV cache that one position takes.
+        needs: what each graph of a bundle takes, by runtime; of a source, what each `--quant` would.
         files: name to bytes, for a bundle.
     """
 
@@ -34,19 +42,19 @@ class Facts:
     name: str
     license: str | None
     spec: ModelSpec
-    weights: Mapping[str, int]
-    kv_per_token: int
+    needs: Mapping[str, Need]
     files: Mapping[str, int]
     details: Mapping[str, str]
 
     def fits(self, available: int | None) -> list[dict[str, Any]]:
-        """RAM by context length: KV bytes, total bytes by recipe, and whether that is available here (None: unknown)."""
+        """RAM by context length: KV bytes, total bytes, and whether that is available here (None: unknown), all by need."""
         longest = self.spec.max_context
         rows = []
         for context in [*(length for length in CONTEXTS if length < longest), longest]:
-            totals = {name: size + self.kv_per_token * context for name, size in self.weights.items()}
+            kv = {name: need.kv_per_token * context for name, need in self.needs.items()}
+            totals = {name: need.weights + kv[name] for name, need in self.needs.items()}
             fit = {name: None if available is None else total <= available for name, total in totals.items()}
-            rows.append({"context": context, "kv": self.kv_per_token * context, "total": totals, "fits": fit})
+            rows.append({"context": context, "kv": kv, "total": totals, "fits": fit})
         return rows
 
 
@@ -69,9 +77,12 @@ def command(model: str, revision: str | None, as_json: bool) -> None:
 
 def _of_bundle(bundle: Bundle) -> Facts:
     from edgellm.runtimes.memory import kv_bytes_per_token, weight_bytes
+    from edgellm.runtimes.preference import choose
 
-    graph = next(iter(bundle.graphs.values()))
-    details = {"method": bundle.recipe.method, "runtimes": ", ".join(bundle.graphs), "made by": bundle.producer}
+    choice = choose(bundle)
+    details = {"recipe": bundle.recipe.name, "method": bundle.recipe.method, "made by": bundle.producer}
+    details |= {name: _grids(bundle.recipe_of(graph)) for name, graph in bundle.graphs.items()}
+    details["default"] = f"{choice.name}; {choice.reason}"
     if bundle.provenance.revision:
         details["revision"] = bundle.provenance.revision
     if bundle.provenance.adapter:
@@ -81,11 +92,21 @@ def _of_bundle(bundle: Bundle) -> Facts:
         name=bundle.provenance.source,
         license=bundle.provenance.license,
         spec=bundle.spec,
-        weights={bundle.recipe.name: weight_bytes(bundle, graph)},
-        kv_per_token=kv_bytes_per_token(graph),
+        needs={name: Need(weight_bytes(bundle, graph), kv_bytes_per_token(graph)) for name, graph in bundle.graphs.items()},
         files={name: entry.size for name, entry in bundle.files.items()},
         details=details,
     )
+
+
+def _grids(recipe: Recipe) -> str:
+    """The grids of a recipe, most bits last: what "int4" is in one runtime is not quite what it is in another."""
+    schemes = sorted({rule.scheme for rule in recipe.rules if rule.scheme}, key=lambda scheme: (scheme.bits, scheme.block))
+    return "; ".join(_grid(scheme) for scheme in schemes) or "float32"
+
+
+def _grid(scheme: Scheme) -> str:
+    scales = f"in blocks of {scheme.block}" if scheme.block else "a scale a row"
+    return f"{scheme.bits} bits {scales}{'' if scheme.symmetric else ' with zero points'}"
 
 
 def _of_source(source: str, revision: str | None) -> Facts:
@@ -107,8 +128,7 @@ def _of_source(source: str, revision: str | None) -> Facts:
             name=checkpoint.provenance.source,
             license=checkpoint.provenance.license,
             spec=spec,
-            weights={quant: made.layout.size for quant, made in plans.items()},
-            kv_per_token=kv_bytes_per_token(plans[QUANTS[0]].graph),
+            needs={quant: Need(made.layout.size, kv_bytes_per_token(made.graph)) for quant, made in plans.items()},
             files={},
             details=details,
         )
@@ -121,7 +141,7 @@ def _as_json(facts: Facts, available: int | None) -> dict[str, Any]:
         "license": facts.license,
         "spec": dataclasses.asdict(facts.spec),
         "details": facts.details,
-        "weights": facts.weights,
+        "weights": {name: need.weights for name, need in facts.needs.items()},
         "files": facts.files,
         "available": available,
         "memory": facts.fits(available),
@@ -154,11 +174,12 @@ def _show(facts: Facts, available: int | None) -> None:
     table = Table()
     table.add_column("context", justify="right")
     table.add_column("KV cache", justify="right")
-    for name in facts.weights:
+    for name in facts.needs:
         table.add_column(name, justify="right")
     for row in facts.fits(available):
-        cells = [readable(row["total"][name]) + _mark(row["fits"][name]) for name in facts.weights]
-        table.add_row(f"{row['context']:,}", readable(row["kv"]), *cells)
+        cells = [readable(row["total"][name]) + _mark(row["fits"][name]) for name in facts.needs]
+        caches = dict.fromkeys(map(readable, row["kv"].values()))  # mostly one
+        table.add_row(f"{row['context']:,}", " / ".join(caches), *cells)
     Console().print(table)
 
 

@@ -36,6 +36,7 @@ def command(
     repetition_penalty: float | None,
     seed: int | None,
     threads: int | None,
+    runtime: str | None,
     raw: bool,
     as_json: bool,
 ) -> None:
@@ -51,7 +52,7 @@ def command(
     if not prompt.strip() and not raw:
         raise UsageError("the prompt is empty", fix="say something")
     ask = Ask(max_tokens, temperature, top_k, top_p, min_p, repetition_penalty, seed)
-    with edgellm.load(bundle, threads=threads) as llm:
+    with edgellm.load(bundle, runtime=runtime, threads=threads) as llm:
         stream = _start(llm, ask, prompt, system, raw)
         with interruptible(stream):
             for piece in stream:

@@ -44,6 +44,15 @@ def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def both(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle with two graphs."""
+    folder = tmp_path_factory.mktemp("bundle") / "tiny-both"
+    result = edgellm("convert", source, "-o", folder, "--target", "both")
+    assert result.exit_code == 0, result.output
+    return folder
+
+
 def edgellm(*arguments: object, input: str | None = None) -> Result:  # noqa: A002  (click's own name for it)
     """Run a command in this process."""
     return CliRunner().invoke(cli, [str(argument) for argument in arguments], input=input)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.bundle import Bundle
+from edgellm.converters import targets
 from tests import synthetic
 from tests.cli.conftest import edgellm, start
 
@@ -33,6 +34,21 @@ def test_options_choose_the_grid(
     assert (scheme and (scheme.bits, scheme.block)) == grid
     assert result.stdout.startswith(f"{tmp_path / 'out'}: llama, {name}, ")
     assert result.stderr == ""
+
+
+def test_both_runtimes_in_one_folder(both: Path) -> None:
+    bundle = Bundle.open(both)
+    bundle.verify()
+    assert list(bundle.graphs) == ["onnx", "tflite"]
+    assert {"model.onnx", "model.onnx.data", "model.tflite", "tokenizer.json"} <= set(bundle.files)
+
+
+def test_the_targets_that_help_shows_are_those_there_are(source: Path, tmp_path: Path) -> None:
+    text = "|".join([*targets.available(), "both"])
+    assert f"--target [{text}]" in "".join(edgellm("convert", "--help").stdout.split("\n"))
+    result = edgellm("convert", source, "-o", tmp_path / "out", "--target", "neither")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert result.stderr.startswith("error: --target: unknown target 'neither'; choose one of onnx, ")
 
 
 def test_max_context_is_kept(source: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 
 import edgellm as library
 from tests import tiny_folder
-from tests.cli.conftest import edgellm, start
+from tests.cli.conftest import ROOT, edgellm, start
 
 GREEDY = ("--temperature", "0", "--max-tokens", "12")
 
@@ -21,6 +22,38 @@ def test_the_answer_is_the_library_s(bundle: Path) -> None:
         expected = llm.chat([{"role": "user", "content": "Hi there"}], temperature=0, max_tokens=12)
     assert result.stdout == expected.text + "\n"
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+def test_the_runtime_that_is_asked_for_answers(both: Path, runtime: str) -> None:
+    """The two round to other grids, so a random model says something else in each."""
+    result = edgellm("run", both, "Hi there", "--runtime", runtime, *GREEDY)
+    assert result.exit_code == 0, result.output
+    answers = {}
+    for name in ("onnx", "tflite"):
+        with library.load(both, runtime=name) as llm:
+            answers[name] = llm.chat([{"role": "user", "content": "Hi there"}], temperature=0, max_tokens=12).text
+    assert answers["onnx"] != answers["tflite"]
+    assert result.stdout == answers[runtime] + "\n"
+    assert edgellm("chat", both, "--runtime", runtime, *GREEDY, input="Hi there\n").stdout == answers[runtime] + "\n"
+
+
+@pytest.mark.parametrize("command", [("run", "hi"), ("chat",), ("bench",)])
+def test_a_runtime_that_the_bundle_has_not(both: Path, bundle: Path, command: tuple[str, ...]) -> None:
+    result = edgellm(command[0], both, *command[1:], "--runtime", "core-ml")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr == f"error: {both}: the bundle has no graph for the runtime 'core_ml'; it has: onnx, tflite\n"
+    assert "it has: onnx\n" in edgellm(command[0], bundle, *command[1:], "--runtime", "tflite").stderr
+
+
+@pytest.mark.parametrize(("missing", "left"), [("onnxruntime", "tflite"), ("ai_edge_litert", "onnx")])
+def test_a_device_with_one_of_the_two_runtimes_needs_no_option(both: Path, tmp_path: Path, missing: str, left: str) -> None:
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules[{missing!r}] = None\n", encoding="utf-8")
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    with start("run", both, "Hi there", *GREEDY, environment=environment) as process:
+        output, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, b"")
+    assert output.decode() == edgellm("run", both, "Hi there", "--runtime", left, *GREEDY).stdout
 
 
 def test_raw_leaves_the_template_out_and_system_comes_before(bundle: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,11 @@ import gguf
 import numpy as np
 import pytest
 
+import edgellm as library
+from edgellm.benchmarks.machine import peak_rss
 from edgellm.bundle import Bundle
-from tests.cli.conftest import edgellm
+from edgellm.runtimes.preference import remember
+from tests.cli.conftest import ROOT, edgellm, start
 
 
 def test_inspect_says_what_a_bundle_is(bundle: Path) -> None:
@@ -21,14 +25,32 @@ def test_inspect_says_what_a_bundle_is(bundle: Path) -> None:
     assert (value["kind"], value["license"], value["spec"]["architecture"]) == ("bundle", "mit", "llama")
     assert value["files"] == {file.name: file.stat().st_size for file in bundle.iterdir() if file.name != "edgellm.json"}
     graph = (bundle / "model.onnx").stat().st_size + (bundle / "model.onnx.data").stat().st_size
-    assert value["weights"] == {"int4": graph}
+    assert value["weights"] == {"onnx": graph}
+    assert value["details"]["recipe"] == "int4"
 
     per_token = 2 * 2 * 2 * 16 * 4  # keys and values, layers, KV heads, channels, bytes of a float32
     assert [row["context"] for row in value["memory"]] == [512, 1024, 2048, 4096]
     for row in value["memory"]:
-        assert row["kv"] == per_token * row["context"]
-        assert row["total"] == {"int4": graph + row["kv"]}
-        assert row["fits"]["int4"] in (True, None)
+        assert row["kv"] == {"onnx": per_token * row["context"]}
+        assert row["total"] == {"onnx": graph + row["kv"]["onnx"]}
+        assert row["fits"]["onnx"] in (True, None)
+
+
+def test_inspect_shows_both_graphs(both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path))
+    value = json.loads(edgellm("inspect", both, "--json").stdout)
+    size = {file.name: file.stat().st_size for file in both.iterdir()}
+    assert value["weights"] == {"onnx": size["model.onnx"] + size["model.onnx.data"], "tflite": size["model.tflite"]}
+    for row in value["memory"]:
+        assert row["total"] == {name: weights + row["kv"][name] for name, weights in value["weights"].items()}
+        assert row["kv"]["tflite"] == 2 * 2 * 2 * 16 * 4 * row["context"]
+    text = edgellm("inspect", both).stdout
+    assert "\nonnx        4 bits in blocks of 32 with zero points; 8 bits in blocks of 64\n" in text
+    assert "\ntflite      4 bits in blocks of 32; 8 bits a scale a row\n" in text
+    assert "\ndefault     onnx; none is measured here, 'edgellm bench' finds the fastest\n" in text
+    remember(Bundle.open(both), {"onnx": 10.0, "tflite": 12.5})
+    text = edgellm("inspect", both).stdout
+    assert "\ndefault     tflite; it decodes 12.5 tokens/s here, onnx 10.0 ('edgellm bench')\n" in text
 
 
 def test_what_a_source_would_take_is_what_its_bundles_take(source: Path, bundle: Path, tmp_path: Path) -> None:
@@ -40,7 +62,8 @@ def test_what_a_source_would_take_is_what_its_bundles_take(source: Path, bundle:
         assert value["weights"][quant] == (tmp_path / quant / "model.onnx.data").stat().st_size
     of_bundle = json.loads(edgellm("inspect", bundle, "--json").stdout)
     assert value["spec"] == of_bundle["spec"]
-    assert [row["kv"] for row in value["memory"]] == [row["kv"] for row in of_bundle["memory"]]
+    for row, other in zip(value["memory"], of_bundle["memory"], strict=True):
+        assert row["kv"] == dict.fromkeys(("int4", "int8", "fp32"), other["kv"]["onnx"])
 
 
 def test_inspect_for_people(source: Path, bundle: Path) -> None:
@@ -56,9 +79,9 @@ def test_a_model_that_is_too_large_is_said_to_be(bundle: Path, monkeypatch: pyte
     from edgellm.cli.inspect import _of_bundle
 
     facts = _of_bundle(Bundle.open(bundle))
-    needed = facts.fits(None)[1]["total"]["int4"]
-    assert [row["fits"]["int4"] for row in facts.fits(needed)] == [True, True, False, False]
-    assert {row["fits"]["int4"] for row in facts.fits(None)} == {None}
+    needed = facts.fits(None)[1]["total"]["onnx"]
+    assert [row["fits"]["onnx"] for row in facts.fits(needed)] == [True, True, False, False]
+    assert {row["fits"]["onnx"] for row in facts.fits(None)} == {None}
 
 
 @pytest.mark.slow
@@ -95,9 +118,12 @@ def test_bench(bundle: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     for measure in ("load", "prefill 128", "prefill 512", "time to first token", "decode 64 after 128", "peak RSS"):
         assert measure in result.stdout
-    assert json.loads(report.read_text(encoding="utf-8"))["threads"] == 1
+    (written,) = json.loads(report.read_text(encoding="utf-8"))["reports"]
+    assert written["threads"] == 1
     to_stdout = edgellm("bench", bundle, "--trials", "1", "--json", "-")
-    assert json.loads(to_stdout.stdout)["bundle"] == "tiny-int4"
+    value = json.loads(to_stdout.stdout)
+    assert [report["bundle"] for report in value["reports"]] == ["tiny-int4"]
+    assert value["default"] == {"runtime": "onnx", "reason": "the only one in the bundle"}
 
 
 @pytest.mark.parametrize(("target", "package"), [("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")])
@@ -105,6 +131,60 @@ def test_bench_names_the_runtime_that_ran(source: Path, tmp_path: Path, target: 
     edgellm("convert", source, "-o", tmp_path / "bundle", "--target", target)
     last = edgellm("bench", tmp_path / "bundle", "--trials", "1", "--threads", "1").stdout.splitlines()[-1]
     assert last.endswith(f"1 threads, {package} {importlib.metadata.version(package)}")
+
+
+def test_bench_measures_both_and_the_fastest_becomes_the_default(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
+    with library.load(both) as llm:
+        assert llm.runtime.name == "onnx", "nothing is measured yet"
+    np.ones(300 << 20, np.uint8).sum()  # of this process, and in no report
+    result = edgellm("bench", both, "--trials", "1", "--json", tmp_path / "report.json")
+    assert result.exit_code == 0, result.output
+    value = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
+    rates = {
+        report["runtime"]: series["median"]
+        for report in value["reports"]
+        for series in report["series"]
+        if series["name"] == "decode 64 after 128"
+    }
+    assert list(rates) == ["onnx", "tflite"]
+    here = peak_rss()
+    assert here is None or all(report["peak_rss"] < here - (200 << 20) for report in value["reports"])
+    best = max(rates, key=lambda name: rates[name])
+    assert value["default"]["runtime"] == best
+    with library.load(both) as llm:
+        assert llm.runtime.name == best
+    *_, default, machine = result.stdout.splitlines()
+    assert default.startswith(f"default runtime: {best}; it decodes {rates[best]:,.1f} tokens/s here, ")
+    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("onnxruntime", "ai-edge-litert")]
+    assert machine.endswith(", ".join(versions))
+    header = next(line for line in result.stdout.splitlines() if "onnx" in line and "measure" in line)
+    assert header.index("onnx") < header.index("tflite")
+
+
+@pytest.mark.parametrize("options", [("--runtime", "tflite"), ("--threads", "1")])
+def test_a_bench_of_one_runtime_or_of_other_threads_changes_no_default(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, str]
+) -> None:
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
+    value = json.loads(edgellm("bench", both, "--trials", "1", "--json", "-", *options).stdout)
+    measured = ["tflite"] if options[1] == "tflite" else ["onnx", "tflite"]
+    assert [report["runtime"] for report in value["reports"]] == measured
+    assert value["default"]["reason"] == "none is measured here, 'edgellm bench' finds the fastest"
+    assert not (tmp_path / "cache" / "fastest").exists()
+
+
+def test_bench_measures_what_is_installed(both: Path, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime'] = None\n", encoding="utf-8")
+    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "EDGELLM_CACHE": str(tmp_path / "cache")}
+    with start("bench", both, "--trials", "1", "--json", "-", environment=environment) as process:
+        output, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    value = json.loads(output)
+    assert [report["runtime"] for report in value["reports"]] == ["tflite"]
+    assert value["default"] == {"runtime": "tflite", "reason": "the only one of the bundle's that is installed"}
 
 
 def test_doctor_knows_this_machine() -> None:

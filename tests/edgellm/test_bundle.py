@@ -106,11 +106,23 @@ def test_a_truncated_file(bundle: Path) -> None:
 @pytest.mark.parametrize("graph", ["model.onnx", "nothing.onnx", "../model.onnx"])
 def test_a_graph_that_the_files_do_not_list(bundle: Path, graph: str) -> None:
     def change(manifest: Manifest) -> None:
-        manifest["graphs"]["onnx"]["file"] = graph
+        manifest["graphs"]["onnx"] |= {"file": graph, "files": [graph]}
         manifest["files"].pop("model.onnx")
 
     edit(bundle, change)
     with pytest.raises(BundleError, match="the manifest does not list"):
+        Bundle.open(bundle)
+
+
+def test_a_part_of_a_graph_that_the_files_do_not_list(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["graphs"]["onnx"]["files"].append("../secret"))
+    with pytest.raises(BundleError, match=r"the manifest does not list '\.\./secret'"):
+        Bundle.open(bundle)
+
+
+def test_a_graph_without_its_own_file(bundle: Path) -> None:
+    edit(bundle, lambda manifest: manifest["graphs"]["onnx"].update(files=["model.onnx.data"]))
+    with pytest.raises(BundleError, match=r"'graphs\.onnx\.files' does not have 'model\.onnx'"):
         Bundle.open(bundle)
 
 

@@ -20,7 +20,9 @@ from tests import synthetic, tiny_folder
 CONVERT = """
 import sys
 from edgellm.conversion import convert
-convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]) or None, progress=lambda p: print(p.done_bytes, flush=True))
+def show(progress):
+    print(progress.done_bytes, flush=True)
+convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]) or None, target=sys.argv[4], progress=show)
 """
 CONVERT_AND_WATCH = """
 import re, sys, threading, time
@@ -34,7 +36,7 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 try:
-    convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]))
+    convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), target=sys.argv[4])
 finally:
     over.set()
     watcher.join()
@@ -161,11 +163,11 @@ def test_an_exception_in_progress_leaves_nothing(source: Path, tmp_path: Path) -
 
 
 @pytest.mark.skipif(os.name != "posix", reason="kills by signal")
-@pytest.mark.parametrize("events", [1, 4, 9])
-def test_a_killed_conversion_leaves_no_bundle(large: Path, tmp_path: Path, events: int) -> None:
+@pytest.mark.parametrize(("runtimes", "events"), [("onnx", 1), ("onnx", 4), ("onnx", 9), ("both", 9)])
+def test_a_killed_conversion_leaves_no_bundle(large: Path, tmp_path: Path, runtimes: str, events: int) -> None:
     """Killed between two slices; the next conversion clears what is left and succeeds."""
     target = tmp_path / "out"
-    command = [sys.executable, "-c", CONVERT, str(large), str(target), "0"]
+    command = [sys.executable, "-c", CONVERT, str(large), str(target), "0", runtimes]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for _ in range(events):
@@ -226,23 +228,25 @@ def test_a_disk_that_fills_up_leaves_nothing(source: Path, tiny_disk: Callable[[
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads anonymous memory from /proc")
-def test_a_large_model_stays_under_max_ram(tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnx", "both"])
+def test_a_large_model_stays_under_max_ram(target: str, tmp_path: Path) -> None:
     """4 GB of weights, 0.7 GB of them in one tensor, within 600 MB of anonymous memory."""
     source = synthetic.write(tmp_path / "zeros", hidden=2048, intermediate=8192, layers=22, vocab=180_000)
     assert (source / "model.safetensors").stat().st_size > 4_000_000_000
     limit = 600 << 20
-    command = [sys.executable, "-c", CONVERT_AND_WATCH, str(source), str(tmp_path / "out"), str(limit)]
+    command = [sys.executable, "-c", CONVERT_AND_WATCH, str(source), str(tmp_path / "out"), str(limit), target]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout) * 1024 < limit
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from the kernel")
-def test_the_half_billion_model_takes_little_memory(models: Callable[[str], Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", ["onnx", "tflite", "both"])
+def test_the_half_billion_model_takes_little_memory(models: Callable[[str], Path], target: str, tmp_path: Path) -> None:
     """The promise is 1.2 GB peak RSS, mapped source pages included."""
     # not getrusage: its peak survives exec, so a child would answer for the pytest process that it was forked from
     script = CONVERT + "import re; print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])"
-    command = [sys.executable, "-c", script, str(models("qwen2.5")), str(tmp_path / "out"), "0"]
+    command = [sys.executable, "-c", script, str(models("qwen2.5")), str(tmp_path / "out"), "0", target]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert int(result.stdout.split()[-1]) * 1024 < 1_200_000_000
 

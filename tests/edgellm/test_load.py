@@ -58,6 +58,24 @@ with edgellm.load(sys.argv[1]) as llm:
     assert not loaded & WORKSTATION
 
 
+@pytest.mark.parametrize(
+    ("runtime", "loaded", "not_loaded"),
+    [
+        (None, "onnxruntime", "ai_edge_litert"),
+        ("onnx", "onnxruntime", "ai_edge_litert"),
+        ("tflite", "ai_edge_litert", "onnxruntime"),
+    ],
+)
+def test_a_bundle_with_two_graphs_imports_one_runtime(
+    tiny_source: Path, tmp_path: Path, runtime: str | None, loaded: str, not_loaded: str
+) -> None:
+    bundle = edgellm.convert(tiny_source, tmp_path / "both", target="both", quant="fp32")
+    program = f"import edgellm\nwith edgellm.load(sys.argv[1], runtime={runtime!r}) as llm: llm.generate('Hello', max_tokens=3)"
+    found = modules(program, bundle.path)
+    assert loaded in found
+    assert not found & {*WORKSTATION, not_loaded}
+
+
 def test_a_plain_prompt_needs_no_jinja(tiny_bundle: Path) -> None:
     program = "import edgellm\nwith edgellm.load(sys.argv[1]) as llm: llm.generate('Hello', max_tokens=3)"
     assert "jinja2" not in modules(program, tiny_bundle)

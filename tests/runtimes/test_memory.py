@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from edgellm.bundle import Bundle
+from edgellm.conversion import convert
 from edgellm.errors import ResourceError
 from edgellm.runtimes import memory, open_runtime
 
@@ -78,6 +79,22 @@ def test_what_a_bundle_needs(tiny_bundle: Path) -> None:
         memory.check_fits(bundle, graph, 1000, available=weights + 1000 * per_token - 1)
     with pytest.raises(ResourceError, match="fewer bits"):
         memory.check_fits(bundle, graph, 1000, available=weights - 1)
+
+
+def test_each_graph_of_two_has_its_own_weights(tiny_source: Path, tmp_path: Path) -> None:
+    bundle = convert(tiny_source, tmp_path / "both", target="both")
+    for name, files in (("onnx", ("model.onnx", "model.onnx.data")), ("tflite", ("model.tflite",))):
+        size = sum((bundle.path / file).stat().st_size for file in files)
+        assert memory.weight_bytes(bundle, bundle.graphs[name]) == size
+
+
+def test_the_files_of_a_graph_in_a_bundle_that_does_not_say() -> None:
+    bundle = Bundle.open(Path(__file__).parents[1] / "data" / "bundle-v1")
+    graph = bundle.graphs["onnx"]
+    assert graph.files == ()
+    sizes = [(bundle.path / name).stat().st_size for name in ("model.onnx", "model.onnx.data")]
+    assert memory.weight_bytes(bundle, graph) == sum(sizes)
+    assert bundle.recipe_of(graph) == bundle.recipe
 
 
 def test_too_little_memory_is_said_before_loading(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.bundle import Bundle
-from edgellm.errors import RuntimeUnavailable, UsageError
+from edgellm.errors import BundleError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import open_runtime
 
 
@@ -21,7 +21,7 @@ def test_defaults(tiny_bundle: Path) -> None:
     assert (chosen.threads, chosen.max_context, chosen.session().max_context) == (1, 7, 7)
 
 
-@pytest.mark.parametrize("name", ["tflite", "session", "", "os", "../onnx"])
+@pytest.mark.parametrize("name", ["tflite", "session", "", "os", "../onnx", "ONNX"])
 def test_a_graph_that_the_bundle_has_not(tiny_bundle: Path, name: str) -> None:
     with pytest.raises(UsageError, match=r"no graph for the runtime .*it has: onnx"):
         open_runtime(Bundle.open(tiny_bundle), name=name)
@@ -36,6 +36,28 @@ def test_a_graph_that_this_version_has_no_adapter_for(tiny_bundle: Path, tmp_pat
     (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(RuntimeUnavailable, match=f"no adapter for '{name}'"):
         open_runtime(Bundle.open(folder))
+
+
+def test_hyphens_are_underscores(tiny_bundle: Path, tmp_path: Path) -> None:
+    """As people write them: the graph is found, and only then there is no adapter for it."""
+    folder = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    manifest = json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
+    manifest["graphs"]["on_device"] = manifest["graphs"]["onnx"]
+    (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    for name in ("on-device", "on_device"):
+        with pytest.raises(RuntimeUnavailable, match="no adapter for 'on_device'"):
+            open_runtime(Bundle.open(folder), name=name)
+    assert open_runtime(Bundle.open(folder)).name == "onnx", "of the graphs that something can run"
+
+
+@pytest.mark.parametrize("name", ["../onnx", "on-nx", "", "a\x1b[2Jb"])
+def test_a_graph_whose_name_is_none(tiny_bundle: Path, tmp_path: Path, name: str) -> None:
+    folder = shutil.copytree(tiny_bundle, tmp_path / "copy")
+    manifest = json.loads((folder / "edgellm.json").read_text(encoding="utf-8"))
+    manifest["graphs"][name] = manifest["graphs"]["onnx"]
+    (folder / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError, match="no runtime's name"):
+        Bundle.open(folder)
 
 
 @pytest.mark.parametrize("numbers", [{"threads": 0}, {"max_context": 0}, {"max_context": 4097}])

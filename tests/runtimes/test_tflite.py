@@ -20,7 +20,7 @@ import edgellm
 from edgellm.bundle import Bundle, sha256_file
 from edgellm.conversion import convert
 from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable
-from edgellm.runtimes import open_runtime
+from edgellm.runtimes import open_runtime, weight_cache
 
 IDS = np.random.default_rng(3).integers(3, 259, 1100).tolist()
 
@@ -43,6 +43,25 @@ def test_text_through_it_is_what_onnxruntime_says(bundle: Path, tiny_bundle: Pat
             outputs.append(llm.generate("Once upon a time", max_tokens=40, temperature=0).ids)
     assert outputs[0] == outputs[1]
     assert len(outputs[0]) == 40
+
+
+def test_packed_weights_may_be_evicted_while_the_model_runs(
+    bundle: Path, tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Real files: what is mapped stays readable, also for signatures that are resized or first run afterwards."""
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path))
+    expected = open_runtime(Bundle.open(bundle), threads=1).session().logits(IDS[:600])
+    first = open_runtime(Bundle.open(bundle), threads=1)  # from the cache
+    session = first.session()
+    session.prefill(IDS[:5])
+    (packed,) = (file for file in (tmp_path / "packed").iterdir() if not file.suffix)
+    monkeypatch.setattr(weight_cache, "CAP", packed.stat().st_size)
+    other = convert(tiny_source, tmp_path / "other", target="tflite", quant="int8")
+    open_runtime(other, threads=1).close()
+    assert not packed.exists()
+    session.rewind(0)
+    np.testing.assert_array_equal(session.logits(IDS[:600]), expected)
+    np.testing.assert_array_equal(open_runtime(Bundle.open(bundle), threads=1).session().logits(IDS[:600]), expected)
 
 
 CHILD = """

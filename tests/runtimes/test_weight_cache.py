@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def test_another_version_or_processor_packs_for_itself(monkeypatch: pytest.Monke
     with packed_weights("a", "1.1") as path:
         assert path is not None
         assert not path.exists()
-    monkeypatch.setattr(weight_cache, "_processor", lambda: "another one")
+    monkeypatch.setattr(weight_cache, "processor", lambda: "another one")
     assert not load("a")
 
 
@@ -71,16 +73,106 @@ def test_a_load_that_fails_keeps_nothing_and_says_so(folder: Path, error: BaseEx
     assert list(folder.iterdir()) == []
 
 
-def test_the_oldest_go_when_all_are_too_large(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_cache, "CAP", 25)
-    for key in ("a", "b"):
-        load(key, b"0123456789")
+def aged(folder: Path, age: float) -> None:
+    """Everything that is there was used so many seconds ago."""
     for record in folder.glob("*.json"):
-        os.utime(record, (time.time() - 10,) * 2)
-    assert load("a", b"0123456789"), "used last now"
+        os.utime(record, (time.time() - age,) * 2)
+
+
+def sizes(folder: Path) -> list[int]:
+    """Of the packed weights, each of which has its record."""
+    records = {record.stem for record in folder.glob("*.json")}
+    files = {file.name: file.stat().st_size for file in folder.iterdir() if not file.suffix}
+    assert files.keys() == records
+    return sorted(files.values())
+
+
+def test_the_oldest_go_until_the_rest_is_under_the_cap(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_cache, "CAP", 100)
+    for age, key in ((40, "a"), (30, "b"), (20, "c")):
+        load(key, key.encode() * 33)
+        for record in folder.glob("*.json"):
+            if record.stat().st_mtime > time.time() - 10:
+                os.utime(record, (time.time() - age,) * 2)
+    assert sizes(folder) == [33, 33, 33], "under the cap"
+    load("d", b"d")
+    assert sizes(folder) == [1, 33, 33, 33], "just full"
+    load("e", b"e" * 34)
+    assert sizes(folder) == [1, 33, 34], "without the oldest it is still one byte too much"
+    assert [load("c", b"c" * 33), load("d", b"d"), load("e", b"e" * 34)] == [True, True, True]
+
+
+def test_what_was_used_last_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_cache, "CAP", 25)
+    load("a", b"0123456789")
+    aged(folder, 20)
+    load("b", b"0123456789")
+    for record in folder.glob("*.json"):
+        os.utime(record, (record.stat().st_mtime - 10,) * 2)
+    assert load("a", b"0123456789"), "made first, used last"
     load("c", b"0123456789")
     assert [load(key, b"0123456789") for key in ("a", "c")] == [True, True]
-    assert len(list(folder.glob("*.json"))) == 2
+    assert sizes(folder) == [10, 10]
+
+
+def test_the_newest_stays_though_it_is_larger_than_the_cap(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_cache, "CAP", 25)
+    load("small", b"0123456789")
+    load("large", bytes(1000))
+    assert sizes(folder) == [1000]
+    assert load("large", bytes(1000))
+    load("next", b"0123456789")
+    assert sizes(folder) == [10]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks, and does not remove what is open")
+def test_what_a_load_is_about_to_open_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_cache, "CAP", 25)
+    for key in ("old", "older"):
+        load(key, b"0123456789")
+    aged(folder, 10)
+    with packed_weights("old", "1.0") as path:
+        assert path is not None
+        aged(folder, 100)
+        load("large", bytes(30))
+        assert path.read_bytes() == b"0123456789"
+        assert sizes(folder) == [10, 30]
+    load("another", bytes(31))
+    assert sizes(folder) == [31], "nobody holds it any more"
+
+
+HOLD = """
+import sys
+from edgellm.runtimes.weight_cache import packed_weights
+with packed_weights("a", "1.0") as path:
+    print(path.read_bytes().decode(), flush=True)
+    sys.stdin.readline()
+    print(path.exists(), flush=True)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks, and does not remove what is open")
+def test_what_another_process_is_about_to_open_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_cache, "CAP", 5)
+    load("a")
+    command = [sys.executable, "-c", HOLD]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "packed\n"
+        aged(folder, 100)
+        load("b")
+        assert len(sizes(folder)) == 2
+        assert process.communicate("\n", timeout=60)[0] == "True\n"
+    load("c")
+    assert len(sizes(folder)) == 1
+
+
+def test_a_file_without_its_record_goes(folder: Path) -> None:
+    """An eviction that was killed half-way, or a file that native code made by itself."""
+    load("a")
+    (folder / ("0" * 64)).write_bytes(b"nobody's")
+    load("b")
+    assert sizes(folder) == [6, 6]
 
 
 def test_what_a_killed_load_left_goes(folder: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from edgellm.converters.data import ALIGNMENT, DataLayout, write_data
+from edgellm.converters.data import ALIGNMENT, DataLayout, Region, source_bytes, write_data
 from edgellm.converters.onnx.data import QuantizedJob, pack_codes
 from edgellm.converters.quantizers import rtn
 from edgellm.converters.weights import InMemory, Weight
@@ -64,7 +64,7 @@ def test_the_runtime_reads_what_was_quantized(
     layout.add_float("before", InMemory(np.full((3, 5), 7, np.float32)))
     job = QuantizedJob.add(layout, Weight("w", InMemory(weight)), scheme)
     after = layout.add_float("after", InMemory(np.full(9, 8, np.float32)))
-    write_data(file, layout, rtn.quantize, slice_bytes=slice_bytes, workers=2, on_bytes=lambda name, count: None)
+    write_data([Region(layout, file)], rtn.quantize, slice_bytes=slice_bytes, workers=2, on_bytes=lambda name, count: None)
 
     content = file.read_bytes()
     assert np.frombuffer(content[:60], np.float32).tolist() == [7] * 15
@@ -119,8 +119,10 @@ def test_progress_adds_up_to_the_source(tmp_path: Path) -> None:
     QuantizedJob.add(layout, Weight("w", InMemory(np.ones((50, 64), np.float32))), Scheme(4, 32))
     layout.add_float("n", InMemory(np.ones(70, np.float32)))
     seen: list[tuple[str, int]] = []
-    write_data(tmp_path / "d", layout, rtn.quantize, slice_bytes=512, workers=2, on_bytes=lambda *event: seen.append(event))
-    assert sum(count for _, count in seen) == layout.source_bytes == 4 * (50 * 64 + 70)
+    write_data(
+        [Region(layout, tmp_path / "d")], rtn.quantize, slice_bytes=512, workers=2, on_bytes=lambda *event: seen.append(event)
+    )
+    assert sum(count for _, count in seen) == source_bytes([layout]) == 4 * (50 * 64 + 70)
     assert {name for name, _ in seen} == {"w", "n"}
 
 
@@ -132,7 +134,7 @@ def test_an_error_in_a_worker_is_raised(tmp_path: Path) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        write_data(tmp_path / "d", layout, fails, slice_bytes=512, workers=2, on_bytes=lambda name, count: None)
+        write_data([Region(layout, tmp_path / "d")], fails, slice_bytes=512, workers=2, on_bytes=lambda name, count: None)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -146,4 +148,6 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, value: float, sche
     else:
         QuantizedJob.add(layout, Weight("layers.0.up.weight", InMemory(weight)), scheme)
     with pytest.raises(SourceError, match=r"layers\.0\.up\.weight: the weight is not finite"):
-        write_data(tmp_path / "d", layout, rtn.quantize, slice_bytes=512, workers=2, on_bytes=lambda name, count: None)
+        write_data(
+            [Region(layout, tmp_path / "d")], rtn.quantize, slice_bytes=512, workers=2, on_bytes=lambda name, count: None
+        )

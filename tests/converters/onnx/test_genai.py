@@ -28,13 +28,13 @@ def greedy(folder: Path, prompt: list[int], tokens: int) -> list[int]:
 
 
 def ours(folder: Path, prompt: list[int], tokens: int) -> list[int]:
-    with edgellm.load(folder) as llm:
+    with edgellm.load(folder, runtime="onnx") as llm:
         return list(llm.generate(prompt, max_tokens=tokens, temperature=0, repetition_penalty=1).ids)
 
 
-@pytest.mark.parametrize("quant", ["fp32", "int4"])
-def test_same_tokens_on_a_tiny_model(quant: str, tmp_path: Path) -> None:
-    bundle = convert(tiny_folder.write(tmp_path / "tiny"), tmp_path / "out", quant=quant)
+@pytest.mark.parametrize(("quant", "target"), [("fp32", "onnx"), ("int4", "onnx"), ("int4", "both")])
+def test_same_tokens_on_a_tiny_model(quant: str, target: str, tmp_path: Path) -> None:
+    bundle = convert(tiny_folder.write(tmp_path / "tiny"), tmp_path / "out", target=target, quant=quant)
     prompt = [1, *range(5, 20), 2, *range(20, 40)]  # an end in the middle, as between the turns of a chat
     assert greedy(bundle.path, prompt, 48) == ours(bundle.path, prompt, 48)
 
