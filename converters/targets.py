@@ -1,8 +1,9 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has two functions. `plan(spec, tensors, recipe) -> Plan` reads no weight; it raises UsageError where the recipe asks for
-a grid that the runtime's kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many bits.
+module has two functions and a number. `plan(spec, tensors, recipe) -> Plan` reads no weight; it raises UsageError where the
+recipe asks for a grid that the runtime's kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many
+bits. `BLOCK_SIZE` is the block that suits them where nobody asks for another.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Protocol, cast
 
-from edgellm.bundle import Graph, TextPolicy
+from edgellm.bundle import Graph, TextPolicy, graph_name
 from edgellm.converters.data import DataLayout, OnBytes
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import LazyTensor
@@ -55,6 +56,11 @@ class Plan(Protocol):
 class Target(Protocol):
     """The module of a target."""
 
+    @property
+    def BLOCK_SIZE(self) -> int:  # noqa: N802, a module's constant
+        """Weights that share a scale by default, 0 for whole rows."""
+        ...
+
     def plan(self, spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) -> Plan:
         """Build the graph and lay out its data."""
         ...
@@ -65,12 +71,12 @@ class Target(Protocol):
 
 
 def available() -> tuple[str, ...]:
-    """Names of the targets: the packages of this folder that can export."""
-    return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/export.py")))
+    """Names of the targets as users write them: the packages of this folder that can export."""
+    return tuple(sorted(file.parent.name.replace("_", "-") for file in Path(__file__).parent.glob("*/export.py")))
 
 
 def find(name: str) -> Target:
     """The target's module; UsageError for a name that is none."""
-    if name not in available():
+    if str(name).replace("_", "-") not in available():
         raise UsageError(f"unknown target '{name}'", where="--target", fix=f"choose one of {', '.join(available())}")
-    return cast("Target", importlib.import_module(f"edgellm.converters.{name}.export"))
+    return cast("Target", importlib.import_module(f"edgellm.converters.{graph_name(name)}.export"))

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import NoneType
 
 from edgellm._version import __version__
-from edgellm.bundle import Bundle, TextPolicy, write_manifest
+from edgellm.bundle import Bundle, TextPolicy, graph_name, write_manifest
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
 
@@ -44,7 +44,7 @@ def convert(
     target: str = "onnx",
     quant: str = "int4",
     method: str = "rtn",
-    block_size: int = 32,
+    block_size: int | None = None,
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
     max_context: int | None = None,
@@ -59,7 +59,8 @@ def convert(
         target: runtime to make a graph for.
         quant: "int4", "int8" or "fp32".
         method: quantization method: a file of `converters/quantizers`.
-        block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
+        block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row, which is
+            all that tflite-compat has. None takes the target's own: 32, and 0 on tflite-compat.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -82,7 +83,7 @@ def convert(
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_end = targets.find(target)
     quantize = quantizers.find(method)
-    recipe = make_recipe(quant, method, block_size, back_end.grid)
+    recipe = make_recipe(quant, method, back_end.BLOCK_SIZE if block_size is None else block_size, back_end.grid)
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
@@ -114,7 +115,7 @@ def convert(
                 provenance=checkpoint.provenance,
                 text=policy,
                 generation=text.generation,
-                graphs={target: plan.graph},
+                graphs={graph_name(target): plan.graph},
                 producer=f"edgellm {__version__}",
             )
             _rename(partial, folder)

@@ -32,6 +32,7 @@ from edgellm.spec import ModelSpec
 GRAPH_FILE = "model.tflite"
 SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
 BLOCKS = (32, 64, 128)
+BLOCK_SIZE = 32
 KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"
 
 
@@ -45,7 +46,7 @@ class TflitePlan:
 
     def write(self, folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes) -> None:
         """Stream the weights behind room for the flatbuffer, then fill that in: it holds scales that are known only then."""
-        path = folder / GRAPH_FILE
+        path = folder / self.graph.file
         size = len(serialize(self.subgraphs, 0))
         base = -(-size // ALIGNMENT) * ALIGNMENT
         write_data(path, self.layout, quantize, base=base, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
@@ -66,7 +67,7 @@ def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) 
         UsageError: the recipe has a grid that the kernels do not take.
     """
     layout = DataLayout()
-    store = _Store(layout)
+    store = Store(layout)
     shared: dict[tuple[str, bytes], Buffer] = {}
     weights = on_grids(tensors, recipe)
     subgraphs = []
@@ -78,7 +79,7 @@ def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) 
         if has_logits:
             graph.output("logits", logits)
         subgraphs.append(graph)
-    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, _kv_layouts(spec)))
+    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, kv_layouts(spec)))
 
 
 def grid(bits: int, block: int) -> Scheme:
@@ -88,7 +89,7 @@ def grid(bits: int, block: int) -> Scheme:
     return Scheme(bits, block, scales="positive bfloat16")
 
 
-class _Store:
+class Store:
     """Weights by name: their data once, a tensor in every subgraph that uses them."""
 
     def __init__(self, layout: DataLayout) -> None:
@@ -136,7 +137,7 @@ def _check_grid(weight: Weight, scheme: Scheme) -> None:
         )
 
 
-def _kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
+def kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
     """One layout a kind of attention that the model has."""
     return tuple(
         KVLayout(

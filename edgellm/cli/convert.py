@@ -10,12 +10,22 @@ import click
 from edgellm.cli._options import Size, readable
 
 
+class Target(click.ParamType[str]):
+    """A target's name. The list of them is looked up for this command's help only: `edgellm --help` imports no converter."""
+
+    name = "target"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context | None = None) -> str:
+        """The names there are."""
+        from edgellm.converters import targets
+
+        return f"[{'|'.join(targets.available())}]"
+
+
 @click.command(short_help="Make a bundle of a model.")
 @click.argument("source")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="The bundle to make.")
-@click.option(
-    "--target", type=click.Choice(["onnx", "tflite"]), default="onnx", show_default=True, help="Runtime to make a graph for."
-)
+@click.option("--target", type=Target(), default="onnx", show_default=True, help="Runtime to make a graph for.")
 @click.option(
     "--quant",
     type=click.Choice(["int4", "int8", "fp32"]),
@@ -27,9 +37,8 @@ from edgellm.cli._options import Size, readable
 @click.option(
     "--block-size",
     type=click.Choice(["0", "16", "32", "64", "128"]),
-    default="32",
-    show_default=True,
-    help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite).",
+    help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite, and the "
+    "default and only choice of tflite-compat; elsewhere 32).",
 )
 @click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
@@ -41,7 +50,7 @@ def command(
     target: str,
     quant: str,
     method: str,
-    block_size: str,
+    block_size: str | None,
     adapter: str | None,
     max_ram: int | None,
     max_context: int | None,
@@ -69,7 +78,7 @@ def command(
             target=target,
             quant=quant,
             method=method,
-            block_size=int(block_size),
+            block_size=None if block_size is None else int(block_size),
             adapter=adapter,
             max_ram=max_ram,
             max_context=max_context,
