@@ -1,7 +1,7 @@
 """How 8-bit weights lie in the file: int8 [out, in], and float32 [out] with a scale for each row, both in the data region.
 
-tflite-runtime's product of floats and int8 knows one scale for the whole weight, so rows are scaled by an operator of their own,
-whose factors are a tensor like any other. (Its 4-bit product has a scale for each row; those lie as on the other TFLite target.)
+tflite-runtime's product of floats and int8 knows one scale for the whole weight, so rows are scaled by an operator of their
+own, whose factors are a tensor like any other. Its 4-bit product has a scale for each row: those lie as for LiteRT.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Export a model as a TFLite file that tflite-runtime 2.14 runs: signatures over shared weights, as on the other TFLite target.
 
     decode          T = 1                   logits float32 [1, vocab]
-    prefill_T       T = 8, 64               no logits
+    prefill_T       T = 16                  no logits: it fills the cache
     logits_T        T = 16                  logits float32 [T, vocab], for evaluation
 
 Each takes `tokens` int32 [T], `input_pos` int32 [T], `mask` (and `mask_W` where layers have a window of W) float32
@@ -30,7 +30,8 @@ from edgellm.scheme import Recipe, Scheme
 from edgellm.spec import ModelSpec
 
 GRAPH_FILE = "model_compat.tflite"
-SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_64", 64, False), ("logits_16", 16, True))
+# The kernels take a token of a long chunk no faster than one of a short chunk, and each signature packs 4-bit weights for itself.
+SIGNATURES = (("decode", 1, True), ("prefill_16", 16, False), ("logits_16", 16, True))
 BLOCK_SIZE = 0
 VERSIONS = {"FULLY_CONNECTED": 9}  # of the operators that we use in a later form than the first
 
@@ -77,7 +78,9 @@ class CompatStore(Store):
         if weight.scheme is None:
             return self.tensor(graph, weight)
         if weight.scheme.bits != 8:
-            raise UsageError(f"'{weight.name}', an embedding, cannot have {weight.scheme.bits} bits", where="recipe", fix="give it 8")
+            raise UsageError(
+                f"'{weight.name}', an embedding, cannot have {weight.scheme.bits} bits", where="recipe", fix="give it 8"
+            )
         codes, _ = self._codes_and_scales(weight, weight.scheme)
         return self._view(graph, weight.name + ".codes", weight.tensor.shape, schema.TensorType.INT8, codes)
 
@@ -116,5 +119,7 @@ def _check_grid(weight: Weight, scheme: Scheme) -> None:
     fits = scheme.bits == 8 or (scheme.bits == 4 and width % 2 == 0)
     if not fits or not scheme.symmetric or scheme.scales == "float32" or not scheme.narrow_range:
         raise UsageError(
-            f"'{weight.name}', {width} wide, cannot have this grid of {scheme.bits} bits", where="recipe", fix="use --quant int8"
+            f"'{weight.name}', {width} wide, cannot have this grid of {scheme.bits} bits",
+            where="recipe",
+            fix="use --quant int8",
         )
