@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 
-from edgellm.bundle import Bundle
+from edgellm.bundle import Bundle, graph_name
 from edgellm.errors import RuntimeUnavailable, UsageError
 from edgellm.runtimes.session import Runtime
 
@@ -71,8 +71,11 @@ def _graph_name(bundle: Bundle, name: str | None) -> str:
     there = list(bundle.graphs)
     if name is None:
         name = PREFERRED if PREFERRED in there else next(iter(there), PREFERRED)
-    if name not in there or not name.isidentifier():
+    found = graph_name(name)
+    if found not in there or not found.isidentifier():
         raise UsageError(
-            f"the bundle has no graph for the runtime '{name}'", where=bundle.path, fix=f"it has: {', '.join(there) or 'none'}"
+            f"the bundle has no graph for the runtime '{name}'",
+            where=bundle.path,
+            fix=f"it has: {', '.join(there) or 'none'}; another comes with 'edgellm convert --target'",
         )
-    return name
+    return found

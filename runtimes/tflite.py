@@ -11,6 +11,7 @@ is resized when the session that runs it has another capacity than the last one.
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -102,7 +103,9 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
         from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # type: ignore[import-untyped]
         from ai_edge_litert.options import CpuOptions, Options  # type: ignore[import-untyped]
     except ImportError as error:
-        raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix="pip install edgellm[tflite]") from error
+        other = ", or convert the model again with --target tflite-compat, for the tflite-runtime that is here"
+        fix = "pip install edgellm[tflite]" + other * (importlib.util.find_spec("tflite_runtime") is not None)
+        raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix=fix) from error
     quiet_end()
     version = importlib.metadata.version(PACKAGE)
     try:

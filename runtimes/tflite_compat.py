@@ -62,10 +62,14 @@ def load(bundle: Bundle, *, threads: int, max_context: int) -> CompatRuntime:
         BundleError: the graph is not one that tflite-runtime computes rightly, or not as the manifest says.
     """
     graph = bundle.graphs[NAME]
-    path = bundle.file(graph.file)
-    interpreter = open_model(path, threads)
+    path, vocab = bundle.file(graph.file), bundle.spec.vocab_size
+    return open_model(path, graph, vocab=vocab, threads=threads, max_context=max_context)
+
+
+def open_model(path: Path, graph: Graph, *, vocab: int, threads: int, max_context: int) -> CompatRuntime:
+    """Load a file of which a manifest says `graph`. Raises as `load`."""
+    interpreter = _interpreter(path, threads)
     signatures = {name: _signature(interpreter, name) for name in interpreter.get_signature_list()}
-    vocab = bundle.spec.vocab_size
     if not _is_as_said(interpreter, signatures, graph, vocab):
         raise BundleError("the graph is not as the manifest says", where=path, fix=CONVERT)
     return CompatRuntime(interpreter, signatures, graph, vocab=vocab, threads=threads, max_context=max_context)
@@ -96,8 +100,8 @@ class Signature:
     masks: Mapping[str, int]
 
 
-def open_model(path: Path, threads: int) -> Any:
-    """tflite-runtime's Interpreter over a file. Raises as `load`."""
+def _interpreter(path: Path, threads: int) -> Any:
+    """tflite-runtime's Interpreter over a file."""
     _check_package()
     try:
         from tflite_runtime.interpreter import Interpreter, OpResolverType  # type: ignore[import-not-found]
