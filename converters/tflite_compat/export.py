@@ -17,7 +17,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgellm.bundle import Graph
+from edgellm.bundle import Graph, KVLayout
 from edgellm.converters.data import DataLayout
 from edgellm.converters.decoder import decode
 from edgellm.converters.tflite.export import Store, TflitePlan, kv_layouts
@@ -55,14 +55,18 @@ def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) 
         if has_logits:
             graph.output("logits", logits)
         subgraphs.append(graph)
-    names = {"past_key": PAST_KEY, "past_value": PAST_VALUE, "present_key": NEW_KEY, "present_value": NEW_VALUE}
-    layouts = tuple(replace(each, **names, capacity="session") for each in kv_layouts(spec))
-    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, layouts))
+    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, tuple(map(_kv_layout, kv_layouts(spec)))))
 
 
 def grid(bits: int, block: int) -> Scheme:
     """A scale for each row; of 4-bit codes the kernel corrupts the lowest one, -8, and its neighbour with it."""
     return Scheme(bits, 0 if bits == 8 else block, scales="positive", narrow_range=True)
+
+
+def _kv_layout(layout: KVLayout) -> KVLayout:
+    """The cache is the session's, and the graph returns what is new."""
+    past = replace(layout, past_key=PAST_KEY, past_value=PAST_VALUE, dtype="float32", capacity="session")
+    return replace(past, present_key=NEW_KEY, present_value=NEW_VALUE)
 
 
 class CompatStore(Store):
@@ -110,16 +114,17 @@ class CompatStore(Store):
 
 
 def _check_grid(weight: Weight, scheme: Scheme) -> None:
-    """What the kernels compute rightly; of the rest they make zeros without a word."""
-    width = weight.tensor.shape[1]
+    """What the kernels compute rightly: of the rest they make zeros or worse, without a word."""
+    rows, width = weight.tensor.shape
     if scheme.block:
         raise UsageError(
             f"tflite-runtime has no kernels for blocks of {scheme.block}", where="--block-size", fix="leave it out, or give 0"
         )
-    fits = scheme.bits == 8 or (scheme.bits == 4 and width % 2 == 0)
+    # the 4-bit kernel takes 4 rows of 32 channels at a time; of other widths it reads and writes past the end
+    fits = scheme.bits == 8 or (scheme.bits == 4 and width % 32 == 0 and rows >= 4)
     if not fits or not scheme.symmetric or scheme.scales == "float32" or not scheme.narrow_range:
         raise UsageError(
-            f"'{weight.name}', {width} wide, cannot have this grid of {scheme.bits} bits",
+            f"'{weight.name}' [{rows}, {width}] cannot have this grid of {scheme.bits} bits on tflite-runtime",
             where="recipe",
             fix="use --quant int8",
         )
