@@ -112,7 +112,7 @@ def _interpreter(path: Path, threads: int) -> Any:
         raise BundleError("tflite-runtime would take weights of this graph for zeros", where=path, fix=CONVERT)
     try:
         with native_log():
-            # its XNNPACK takes none of our products, and would keep second copies of what it takes
+            # its XNNPACK takes none of the quantized products, and keeps second copies of what it does take
             kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
             return Interpreter(os.fspath(path), num_threads=threads, experimental_op_resolver_type=kernels)
     except (RuntimeError, ValueError) as error:
