@@ -10,6 +10,7 @@ what one compares; lowest and highest show how far to trust them.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import importlib.metadata
 import os
 import statistics
@@ -28,7 +29,7 @@ from edgellm.runtimes import open_runtime
 from edgellm.runtimes.session import Runtime
 
 SCHEMA = 1
-PACKAGES = ("ai-edge-litert", "numpy", "onnxruntime", "tokenizers")
+PACKAGES = ("numpy", "tokenizers")  # beside the runtime's own
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,7 @@ def measure(
             threads=loaded.threads,
             settings=settings,
             machine=machine(),
-            versions=_versions(),
+            versions=_versions(loaded.name),
             series=tuple(series),
             peak_rss=peak_rss(),
             notes=tuple(notes),
@@ -184,11 +185,6 @@ def _ids(bundle: Bundle, length: int, seed: int) -> list[int]:
     return [int(token) for token in np.random.default_rng(seed).integers(0, bundle.spec.vocab_size, length)]
 
 
-def _versions() -> dict[str, str]:
-    versions = {"edgellm": __version__}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+def _versions(runtime: str) -> dict[str, str]:
+    own = importlib.import_module(f"edgellm.runtimes.{runtime}").PACKAGE
+    return {"edgellm": __version__, **{package: importlib.metadata.version(package) for package in (own, *PACKAGES)}}

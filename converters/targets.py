@@ -1,8 +1,9 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has two functions. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises UsageError where the
-recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many bits.
+module has two functions and a number. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises UsageError
+where the recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many
+bits. `BLOCK_SIZE` is the block that suits them where nobody asks for another.
 
 Several plans are written together, so that the source is read once for all of them.
 """
@@ -14,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
-from edgellm.bundle import Graph, TextPolicy
+from edgellm.bundle import Graph, TextPolicy, graph_name
 from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.data import DataLayout, OnBytes, Region, write_data
 from edgellm.converters.quantizers import Quantize
@@ -57,6 +58,11 @@ class Plan(Protocol):
 class Target(Protocol):
     """The module of a target."""
 
+    @property
+    def BLOCK_SIZE(self) -> int:  # noqa: N802, a module's constant
+        """Weights that share a scale by default, 0 for whole rows."""
+        ...
+
     def plan(
         self, spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, calibration: Calibration = NOTHING
     ) -> Plan:
@@ -90,8 +96,8 @@ def write(
 
 
 def available() -> tuple[str, ...]:
-    """Names of the targets: the packages of this folder that can export."""
-    return tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/export.py")))
+    """Names of the targets as users write them: the packages of this folder that can export."""
+    return tuple(sorted(file.parent.name.replace("_", "-") for file in Path(__file__).parent.glob("*/export.py")))
 
 
 def choices() -> tuple[str, ...]:
@@ -101,11 +107,11 @@ def choices() -> tuple[str, ...]:
 
 def find(name: str) -> Target:
     """The target's module; UsageError for a name that is none."""
-    if name not in available():
+    if str(name).replace("_", "-") not in available():
         raise UsageError(f"unknown target '{name}'", where="--target", fix=f"choose one of {', '.join(choices())}")
-    return cast("Target", importlib.import_module(f"edgellm.converters.{name}.export"))
+    return cast("Target", importlib.import_module(f"edgellm.converters.{graph_name(name)}.export"))
 
 
 def chosen(choice: str) -> dict[str, Target]:
-    """The targets that a choice means, by name; UsageError for what is none."""
-    return {name: find(name) for name in (GRAPHS_OF_BOTH if choice == BOTH else (choice,))}
+    """The targets that a choice means, by the name of their graph; UsageError for what is none."""
+    return {graph_name(str(name)): find(name) for name in (GRAPHS_OF_BOTH if choice == BOTH else (choice,))}

@@ -298,6 +298,11 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def graph_name(name: str) -> str:
+    """A runtime's name as bundles and files have it; users may write a hyphen for its underscore."""
+    return name.replace("-", "_")
+
+
 def exists(path: Path) -> bool:
     """Whether there is something, if only behind a locked door; False, too, for what is too long for a path."""
     try:

@@ -26,17 +26,19 @@ class Scheme:
         symmetric: every zero point is 0 and none are stored.
         scales: which scales the kernels take: any float32, only positive ones, or positive ones that bfloat16 holds.
             Where they must be positive, 8-bit codes start at -127: products of two -128 overflow some kernels.
+        narrow_range: codes start at -(2**(bits-1) - 1), so that they are symmetric; some kernels do not know the lowest one.
     """
 
     bits: int
     block: int
     symmetric: bool = True
     scales: Scales = "float32"
+    narrow_range: bool = False
 
     @property
     def low(self) -> int:
         """The smallest code."""
-        return -(1 << (self.bits - 1)) + (self.bits == 8 and self.scales != "float32")
+        return -(1 << (self.bits - 1)) + (self.narrow_range or (self.bits == 8 and self.scales != "float32"))
 
     @property
     def high(self) -> int:

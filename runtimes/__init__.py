@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from edgellm.bundle import Bundle
+from edgellm.bundle import Bundle, graph_name
 from edgellm.errors import RuntimeUnavailable, UsageError
 from edgellm.runtimes.session import Runtime
 
@@ -64,9 +64,11 @@ def _graph_name(bundle: Bundle, name: str | None) -> str:
     from edgellm.runtimes.preference import choose
 
     there = list(bundle.graphs)
-    name = choose(bundle).name if name is None else name.replace("-", "_")
-    if name not in there:
+    found = choose(bundle).name if name is None else graph_name(name)
+    if found not in there:
         raise UsageError(
-            f"the bundle has no graph for the runtime '{name}'", where=bundle.path, fix=f"it has: {', '.join(there)}"
+            f"the bundle has no graph for the runtime '{name}'",
+            where=bundle.path,
+            fix=f"it has: {', '.join(there)}; another comes with 'edgellm convert --target'",
         )
-    return name
+    return found

@@ -1,8 +1,5 @@
 """LiteRT on the CPU: a bundle's TFLite graph through `CompiledModel`, whose kernels are XNNPACK's.
 
-One signature a token count: `decode` for a step, `prefill_T` for chunks of a prompt (without logits), `logits_T` for logits
-at every position. A prompt goes through chunks but for its last token, which is a step, so that it gets logits.
-
     tokens, input_pos int32 [T]                 mask, mask_W float32 [1, 1, T, S]: 0 where a query sees a slot, else HIDDEN
     kv_cache_{k,v}_N float32 [1, kv_heads, S, head_dim], the same buffer in and out; int8 keys are [1, kv_heads, head_dim, S]
     logits float32 [T, vocab]
@@ -13,15 +10,12 @@ is resized when the session that runs it has another capacity than the last one.
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import importlib.metadata
+import importlib.util
 import math
 import os
-import re
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,18 +26,28 @@ from numpy.typing import NDArray
 from edgellm.bundle import Bundle, Graph
 from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import memory, tflite_file
-from edgellm.runtimes.session import Logits, TokenCache
+from edgellm.runtimes.session import Logits
+from edgellm.runtimes.tflite_common import (
+    AXES,
+    DECODE,
+    LOGITS,
+    POSITIONS,
+    PREFILL,
+    STEP,
+    TOKENS,
+    ChunkedSession,
+    mask,
+    masks,
+    native_log,
+    padded,
+    quiet_end,
+    reason,
+)
 from edgellm.runtimes.weight_cache import packed_weights
 
 NAME, PACKAGE = "tflite", "ai-edge-litert"
-DECODE, PREFILL, LOGITS, TOKENS = "decode", "prefill_", "logits_", "tokens"
-POSITIONS = "input_pos"
-AXES = ("batch", "kv_heads", "capacity", "head_dim")
 KEY_AXES = (AXES, ("batch", "kv_heads", "head_dim", "capacity"))
-STEPS = {"float32": 128, "int8": 64}  # slots: attention costs by capacity, so it grows by steps and does not double
-MASK = re.compile(r"mask(?:_(\d{1,9}))?")
-STDERR = 2
-HIDDEN = np.float32(-1e9)  # finite: a row of which nothing is visible must not become NaN
+STEPS = {"float32": STEP, "int8": 64}  # slots by which a cache grows: the smaller ones are read and moved faster
 
 
 def load(bundle: Bundle, *, threads: int, max_context: int) -> TfliteRuntime:
@@ -102,9 +106,10 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
         from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # type: ignore[import-untyped]
         from ai_edge_litert.options import CpuOptions, Options  # type: ignore[import-untyped]
     except ImportError as error:
-        raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix="pip install edgellm[tflite]") from error
-    atexit.unregister(_silence)
-    atexit.register(_silence)
+        other = ", or convert the model again with --target tflite-compat, for the tflite-runtime that is here"
+        fix = "pip install edgellm[tflite]" + other * (importlib.util.find_spec("tflite_runtime") is not None)
+        raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix=fix) from error
+    quiet_end()
     version = importlib.metadata.version(PACKAGE)
     try:
         with packed_weights(sha256, version) as cache:
@@ -112,14 +117,14 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
                 tflite_file.check(path)
             cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=os.fspath(cache or ""))
             options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
-            with _native_log():
+            with native_log():
                 compiled = CompiledModel.from_file(os.fspath(path), options=options)
                 signatures = {name: _signature(compiled, name, parts) for name, parts in compiled.get_signature_list().items()}
                 for name in [*signatures][:1]:  # the first write of a process makes an environment, and logs it
                     shape = signatures[name].shapes.get(TOKENS, [1])
                     compiled.create_input_buffer_by_name(name, TOKENS).write(np.zeros(shape, np.int32))
     except (RuntimeError, ValueError, LookupError) as error:  # names that are no UTF-8, a signature without its inputs
-        raise BundleError(f"LiteRT refuses the graph: {_reason(error)}", where=path, fix="convert the model again") from error
+        raise BundleError(f"LiteRT refuses the graph: {reason(error)}", where=path, fix="convert the model again") from error
     return Model(compiled, signatures)
 
 
@@ -127,11 +132,9 @@ def _signature(compiled: Any, name: str, parts: Mapping[str, Sequence[str]]) -> 
     details = compiled.get_input_tensor_details(name)
     shapes = {each: [int(size) for size in details[each]["shape"]] for each in parts["inputs"]}
     dtypes = {each: np.dtype(details[each]["dtype"]) for each in parts["inputs"]}
-    masks = {each: int(match[1] or 0) for each in parts["inputs"] if (match := MASK.fullmatch(each))}
     tokens = (shapes.get(TOKENS) or [0])[0]
-    return Signature(
-        compiled.get_signature_index(name), name, tokens, list(parts["inputs"]), list(parts["outputs"]), shapes, dtypes, masks
-    )
+    inputs, outputs = list(parts["inputs"]), list(parts["outputs"])
+    return Signature(compiled.get_signature_index(name), name, tokens, inputs, outputs, shapes, dtypes, masks(inputs))
 
 
 @dataclass(frozen=True)
@@ -222,7 +225,7 @@ class TfliteRuntime:
 
     def close(self) -> None:
         """Release the graph."""
-        with self.lock, _native_log():
+        with self.lock, native_log():
             self.model = None
 
     def resize(self, signature: Signature, capacity: int) -> None:
@@ -241,41 +244,16 @@ class TfliteRuntime:
         signature.capacity = capacity
 
 
-class TfliteSession(TokenCache):
+class TfliteSession(ChunkedSession[Signature]):
     """One KV cache; see `edgellm.runtimes.session.Session`."""
 
     def __init__(self, runtime: TfliteRuntime) -> None:
-        super().__init__(runtime.vocab, runtime.max_context)
+        super().__init__(runtime.vocab, runtime.max_context, runtime.decode, runtime.logits, runtime.prefills)
         self._runtime = runtime
         self._capacity = 0
         self._kv: dict[str, Any] = {}
         self._buffers: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {}
         self._closed = False
-
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        """Append tokens; float32 [vocab] logits after the last one."""
-        array = self._checked(ids)
-        with self._all_or_nothing():
-            left = array[:-1]
-            while len(left):
-                signature = self._chunk(len(left))
-                self._run(signature, left[: signature.tokens])
-                left = left[signature.tokens :]
-            return self._step(array[-1:])
-
-    def decode(self, token: int) -> Logits:
-        """Append one token; float32 [vocab] logits after it."""
-        return self._step(self._checked([token]))
-
-    def logits(self, ids: Sequence[int]) -> Logits:
-        """Append tokens; float32 [len(ids), vocab], the logits after each of them."""
-        array, signature = self._checked(ids), self._runtime.logits
-        result = np.empty((len(array), self._vocab), dtype=np.float32)
-        with self._all_or_nothing():
-            for begin in range(0, len(array), signature.tokens):
-                part = array[begin : begin + signature.tokens]
-                result[begin : begin + len(part)] = self._run(signature, part)[: len(part)]
-        return result
 
     def close(self) -> None:
         """Release the cache."""
@@ -283,19 +261,10 @@ class TfliteSession(TokenCache):
         self._length = self._capacity = 0
         self._closed = True
 
-    def _chunk(self, count: int) -> Signature:
-        """The signature that takes the next part of `count` tokens: padding more than half of a chunk does not pay."""
-        fitting = [signature for signature in self._runtime.prefills if 2 * count > signature.tokens]
-        return fitting[-1] if fitting else self._runtime.prefills[0]
-
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         if self._closed or self._runtime.model is None:
             raise UsageError("the session or its model is closed", fix="open a new one")
         return self._appendable(ids).astype(np.int32)
-
-    def _step(self, token: NDArray[np.int32]) -> Logits:
-        row: Logits = self._run(self._runtime.decode, token)[0]
-        return row
 
     def _run(self, signature: Signature, ids: NDArray[np.int32]) -> Logits:
         """Append up to T tokens; the signature's logits [T, vocab], or an empty array where it has none."""
@@ -303,19 +272,18 @@ class TfliteSession(TokenCache):
         with runtime.lock:
             if runtime.model is None:
                 raise UsageError("the session or its model is closed", fix="open a new one")
-            tokens = np.zeros(signature.tokens, np.int32)
-            tokens[: len(ids)] = ids
             at = np.arange(self._length, self._length + signature.tokens, dtype=np.int32)
             try:
                 self._reserve(self._length + signature.tokens)  # padding is written behind the tokens: it needs room too
                 inputs, outputs, by_name = self._bind(signature)
-                by_name[TOKENS].write(tokens)
+                by_name[TOKENS].write(padded(ids, signature.tokens))
                 by_name[POSITIONS].write(at)
+                slots = np.arange(self._capacity, dtype=np.int32)
                 for name, window in signature.masks.items():
-                    by_name[name].write(_mask(at, self._capacity, window))
+                    by_name[name].write(mask(at, slots, window))
                 runtime.model.run_by_index(signature.index, inputs, outputs)
             except RuntimeError as error:
-                raise InferenceError(f"LiteRT failed: {_reason(error)}", fix="convert the model again") from error
+                raise InferenceError(f"LiteRT failed: {reason(error)}", fix="convert the model again") from error
             self._length += len(ids)
             if "logits" not in by_name:
                 return np.empty((0, self._vocab), np.float32)
@@ -364,42 +332,3 @@ class TfliteSession(TokenCache):
             kept = cache.first(self._length)
             values[kept] = old.pop(name).read(math.prod(there), cache.dtype).reshape(there)[kept]
             buffer.write(values)
-
-
-def _mask(at: NDArray[np.int32], capacity: int, window: int) -> NDArray[np.float32]:
-    """float32 [1, 1, T, capacity] for queries at positions `at`; a window of 0 is none."""
-    slots = np.arange(capacity, dtype=np.int32)
-    visible = slots <= at[:, None]
-    if window:
-        visible &= slots > at[:, None] - window
-    return np.where(visible, np.float32(0), HIDDEN)[None, None]
-
-
-@contextlib.contextmanager
-def _native_log() -> Iterator[None]:
-    """Keep what native code writes to stderr off the terminal; where there is no stderr, there is nothing to keep off."""
-    try:
-        saved = os.dup(STDERR)
-    except OSError:
-        yield
-        return
-    with Path(os.devnull).open("wb") as sink:
-        os.dup2(sink.fileno(), STDERR)
-    try:
-        yield
-    finally:
-        os.dup2(saved, STDERR)
-        os.close(saved)
-
-
-def _silence() -> None:
-    """At the end of the process: what native code still destroys then, it logs."""
-    if sys.stderr is not None and not sys.stderr.closed:
-        sys.stderr.flush()
-    with contextlib.suppress(OSError), Path(os.devnull).open("wb") as sink:
-        os.dup2(sink.fileno(), STDERR)
-
-
-def _reason(error: Exception) -> str:
-    """The sense of a native message: its first line."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

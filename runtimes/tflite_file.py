@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from edgellm.errors import BundleError
 
 IDENTIFIER = b"TFL3"
 MAX_TABLES = 1 << 20  # a 3B model has 20,000; lists that share their tables could make more of them than the file has bytes
+BITS = {9: 8, 17: 4}  # by the schema's type: int8, int4
 SCALARS = {"u8": 1, "i32": 4, "u32": 4, "f32": 4, "u64": 8, "i64": 8}
 
 # Tables by name: field number to a scalar, "[scalar]", "string", a table, or "[table]".
@@ -36,8 +37,17 @@ TABLES: Mapping[str, Mapping[int, str]] = {
 }
 
 
-def check(path: Path) -> None:
-    """Look through the file's tables.
+@dataclass(frozen=True)
+class Grid:
+    """How the codes of some weights of a file become values: so many bits, so many scales, or scales of blocks."""
+
+    bits: int
+    scales: int
+    blocks: bool
+
+
+def check(path: Path) -> frozenset[Grid]:
+    """Look through the file's tables; the grids of its weights.
 
     Raises:
         BundleError: it is no model, or leads out of itself.
@@ -47,7 +57,9 @@ def check(path: Path) -> None:
             reader = _Reader(data)
             if data[4:8] != IDENTIFIER:
                 raise _Damage("it does not begin as one")
-            _check_indices(reader.table(reader.unsigned(0, 4), "Model"), len(data))
+            model = reader.table(reader.unsigned(0, 4), "Model")
+            _check_indices(model, len(data))
+            return frozenset(_grids(model))
     except (_Damage, ValueError) as damage:  # mmap refuses an empty file with the latter
         raise BundleError(f"not a sound TFLite model: {damage}", where=path, fix="convert the model again") from damage
     except OSError as error:
@@ -167,6 +179,13 @@ def _check_indices(model: _Table, size: int) -> None:
         _within([signature.number(4)], len(subgraphs), "subgraph")
         named = [entry.number(1) for entry in signature.tables(0) + signature.tables(1)]
         _within(named, counts[signature.number(4)], "tensor")
+
+
+def _grids(model: _Table) -> Iterator[Grid]:
+    for subgraph in model.tables(2):
+        for tensor in subgraph.tables(0):
+            if isinstance(quantization := tensor.fields.get(4), _Table):
+                yield Grid(BITS.get(tensor.number(1), 0), quantization.number(2), 5 in quantization.fields)
 
 
 def _within(indices: list[int] | tuple[int, ...], count: int, what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,6 +33,17 @@ def models() -> Callable[[str], Path]:
         return file
 
     return path
+
+
+@pytest.fixture(scope="session")
+def compat_python() -> Path:
+    """The interpreter of an environment with tflite-runtime, which cannot share the suite's numpy; see the Makefile."""
+    own = os.environ.get("EDGELLM_COMPAT_PYTHON")
+    python = Path(own) if own else Path(__file__).parents[1] / ".venv-compat/bin/python"
+    found = python.exists() and subprocess.run([python, "-c", "import tflite_runtime"], capture_output=True).returncode == 0
+    if not found:
+        pytest.skip(f"{python} has no tflite-runtime: 'make test' makes one with Python 3.11 on Linux")
+    return python
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,11 @@ MAX_LINES = 420
 
 # The device side may import these, the standard library and ONE runtime, inside the runtime's own adapter.
 DEVICE_PACKAGES = {"numpy", "tokenizers", "jinja2"}
-ADAPTER_PACKAGES = {"edgellm.runtimes.onnx": {"onnxruntime"}, "edgellm.runtimes.tflite": {"ai_edge_litert"}}
+ADAPTER_PACKAGES = {
+    "edgellm.runtimes.onnx": {"onnxruntime"},
+    "edgellm.runtimes.tflite": {"ai_edge_litert"},
+    "edgellm.runtimes.tflite_compat": {"tflite_runtime"},
+}
 
 
 def sources() -> Iterator[tuple[str, Path]]:

@@ -33,6 +33,7 @@ from edgellm.spec import ModelSpec
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
+BLOCK_SIZE = 32
 OPSET, IR_VERSION = 21, 10
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 0
 BITS, BLOCKS = (4, 8), (16, 32, 64, 128)

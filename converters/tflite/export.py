@@ -33,6 +33,7 @@ from edgellm.spec import ModelSpec
 GRAPH_FILE = "model.tflite"
 SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
 BLOCKS = (32, 64, 128)
+BLOCK_SIZE = 32
 AXES = ("batch", "kv_heads", "capacity", "head_dim")
 KEY_AXES_INT8 = ("batch", "kv_heads", "head_dim", "capacity")
 KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"
@@ -46,7 +47,10 @@ class TflitePlan:
     layout: DataLayout
     graph: Graph
 
-    data_file = GRAPH_FILE
+    @property
+    def data_file(self) -> str:
+        """The graph's own file: weights lie behind its tables."""
+        return self.graph.file
 
     @cached_property
     def base(self) -> int:
@@ -58,7 +62,7 @@ class TflitePlan:
         tables = serialize(self.subgraphs, self.base)
         if len(tables) > self.base:
             raise RuntimeError("the flatbuffer has grown into its data")
-        with (folder / GRAPH_FILE).open("r+b") as file:
+        with (folder / self.graph.file).open("r+b") as file:
             file.write(tables)
 
     def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
@@ -78,7 +82,7 @@ def plan(
     """
     ranges = calibration.cache if recipe.kv == 8 else ()
     layout = DataLayout()
-    store = _Store(layout)
+    store = Store(layout)
     shared: dict[tuple[str, bytes], Buffer] = {}
     weights = on_grids(tensors, recipe, calibration.importance)
     subgraphs = []
@@ -90,7 +94,7 @@ def plan(
         if has_logits:
             graph.output("logits", logits)
         subgraphs.append(graph)
-    graph_of = Graph(GRAPH_FILE, _kv_layouts(spec, "int8" if ranges else "float32"), (GRAPH_FILE,))
+    graph_of = Graph(GRAPH_FILE, kv_layouts(spec, "int8" if ranges else "float32"), (GRAPH_FILE,))
     return TflitePlan(tuple(subgraphs), layout, graph_of)
 
 
@@ -101,7 +105,7 @@ def grid(bits: int, block: int) -> Scheme:
     return Scheme(bits, block, scales="positive bfloat16")
 
 
-class _Store:
+class Store:
     """Weights by name: their data once, a tensor in every subgraph that uses them."""
 
     def __init__(self, layout: DataLayout) -> None:
@@ -149,7 +153,7 @@ def _check_grid(weight: Weight, scheme: Scheme) -> None:
         )
 
 
-def _kv_layouts(spec: ModelSpec, dtype: str) -> tuple[KVLayout, ...]:
+def kv_layouts(spec: ModelSpec, dtype: str) -> tuple[KVLayout, ...]:
     """One layout a kind of attention that the model has."""
     return tuple(
         KVLayout(

@@ -8,7 +8,7 @@ Specification: tflite/converter/schema/schema.fbs of LiteRT.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -81,6 +81,7 @@ class Subgraph:
     Attributes:
         name: the signature's.
         shared: constants of the whole model.
+        versions: of the operators, the same in all subgraphs of a model.
     """
 
     name: str
@@ -88,6 +89,7 @@ class Subgraph:
     nodes: list[Node] = field(default_factory=list)
     inputs: dict[str, Tensor] = field(default_factory=dict)
     outputs: dict[str, Tensor] = field(default_factory=dict)
+    versions: Mapping[str, int] = field(default_factory=lambda: VERSIONS)
     _constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = field(default_factory=dict)
 
     def input(self, name: str, shape: Sequence[int], dtype: type[np.generic], grid: Grid | None = None) -> Tensor:
@@ -179,7 +181,7 @@ class _Tables:
             return tensors[id(tensor)]
 
         graph.inputs = np.array([place(tensor) for tensor in subgraph.inputs.values()], np.int32)
-        graph.operators = [self._operator(node, place) for node in nodes]
+        graph.operators = [self._operator(node, place, subgraph.versions) for node in nodes]
         graph.outputs = np.array([place(tensor) for tensor in subgraph.outputs.values()], np.int32)
         self._model.subgraphs.append(graph)
         signature = schema.SignatureDefT()
@@ -188,13 +190,13 @@ class _Tables:
         signature.outputs = [_named(name, place(tensor)) for name, tensor in subgraph.outputs.items()]
         self._model.signatureDefs.append(signature)
 
-    def _operator(self, node: Node, place: Any) -> Any:
+    def _operator(self, node: Node, place: Any, versions: Mapping[str, int]) -> Any:
         if node.op not in self._codes:
             self._codes[node.op] = len(self._codes)
             code = schema.OperatorCodeT()
             code.builtinCode = getattr(schema.BuiltinOperator, node.op)
             code.deprecatedBuiltinCode = min(code.builtinCode, 127)
-            code.version = VERSIONS.get(node.op, 1)
+            code.version = versions.get(node.op, 1)
             self._model.operatorCodes.append(code)
         operator = schema.OperatorT()
         operator.opcodeIndex = self._codes[node.op]

@@ -112,41 +112,13 @@ class TfliteOps:
         return values
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int, positions: Positions) -> Tensor:
-        if spec.mask != "causal" or not spec.cached:
-            raise NotImplementedError("the TFLite back end has cached causal attention only")
-        tokens, groups, size = self._tokens, spec.heads // spec.kv_heads, spec.head_dim
         grid = self._grids[layer] if self._grids else None
-        both = self._reshape(self._joined(q, k), (tokens, spec.heads + spec.kv_heads, size))
-        value = self._reshape(v, (tokens, spec.kv_heads, size))
-        if spec.rotary is not None:
-            both = self._rotate(both, spec.rotary, positions)
-        both = self._mul(both, _factors(spec, grid))
-        query = self._slice(both, 0, spec.heads, axis=1)
-        key = self._slice(both, spec.heads, spec.kv_heads, axis=1)
-        if grid is not None:
-            key = self._add(key, -grid.centers / grid.keys)
-            value = self._mul(value, 1 / grid.values)
-        # [KV, groups * T, d]: the queries that share keys are rows of one product
-        query = self._reshape(query, (tokens, spec.kv_heads, groups, size))
-        query = self._reshape(self._transpose(query, 1, 2, 0, 3), (1, spec.kv_heads, groups * tokens, size))
+        query, key, value = self._heads(q, k, v, spec, grid, positions)
         keys = self._appended(key, f"kv_cache_k_{layer}", positions, codes=grid is not None, transposed=grid is not None)
         values = self._appended(value, f"kv_cache_v_{layer}", positions, codes=grid is not None, transposed=False)
-        scores = self._batch_matmul(query, keys, transpose=grid is None)
-        if spec.softcap is not None:
-            capped = self._unary("TANH", self._mul(scores, np.float32(1 / spec.softcap)))
-            scores = self._mul(capped, np.float32(spec.softcap))
-        slots = scores.shape[3]
-        scores = self._reshape(scores, (spec.kv_heads, groups, tokens, slots), (spec.kv_heads, groups, tokens, -1))
-        scores = self._add(scores, self._mask(spec.window, positions))
-        options = schema.SoftmaxOptionsT()
-        options.beta = 1.0
-        shares = self.graph.emit("SOFTMAX", [scores], scores.shape, options)
-        rows = (1, spec.kv_heads, groups * tokens)
-        mixed = self._batch_matmul(self._reshape(shares, (*rows, slots), (*rows, -1)), values, transpose=False)
-        if grid is not None:
-            mixed = self._mul(mixed, grid.values[:, None])
-        mixed = self._transpose(self._reshape(mixed, (spec.kv_heads, groups, tokens, size)), 2, 0, 1, 3)
-        return self._reshape(mixed, (tokens, spec.heads * size))
+        shares = self._shares(self._batch_matmul(query, keys, transpose=grid is None), spec, positions)
+        mixed = self._batch_matmul(shares, values, transpose=False)
+        return self._joined_heads(mixed if grid is None else self._mul(mixed, grid.values[:, None]), spec)
 
     def gated(self, gate: Tensor, up: Tensor, activation: Activation) -> Tensor:
         if activation == "silu":
@@ -232,6 +204,46 @@ class TfliteOps:
         updated = self.graph.emit("DYNAMIC_UPDATE_SLICE", [cache, rows, self._start(axis, positions)], shape, grid=grid)
         self.graph.output(name, updated)
         return self.graph.emit("DEQUANTIZE", [updated], shape, kind=schema.TensorType.FLOAT32) if codes else updated
+
+    def _heads(
+        self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, grid: CacheGrid | None, positions: Positions
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotated, scaled queries [1, KV, groups * T, d], and the new keys and values [T, KV, d] as the cache has them.
+
+        The queries that share keys are rows of one product.
+        """
+        if spec.mask != "causal" or not spec.cached:
+            raise NotImplementedError("the TFLite back end has cached causal attention only")
+        tokens, groups, size = self._tokens, spec.heads // spec.kv_heads, spec.head_dim
+        both = self._reshape(self._joined(q, k), (tokens, spec.heads + spec.kv_heads, size))
+        value = self._reshape(v, (tokens, spec.kv_heads, size))
+        if spec.rotary is not None:
+            both = self._rotate(both, spec.rotary, positions)
+        both = self._mul(both, _factors(spec, grid))
+        key = self._slice(both, spec.heads, spec.kv_heads, axis=1)
+        if grid is not None:
+            key, value = self._add(key, -grid.centers / grid.keys), self._mul(value, 1 / grid.values)
+        query = self._reshape(self._slice(both, 0, spec.heads, axis=1), (tokens, spec.kv_heads, groups, size))
+        return self._reshape(self._transpose(query, 1, 2, 0, 3), (1, spec.kv_heads, groups * tokens, size)), key, value
+
+    def _shares(self, scores: Tensor, spec: AttentionSpec, positions: Positions) -> Tensor:
+        """What each slot's value counts for, from scores [1, KV, groups * T, S]: capped, masked, softmax."""
+        if spec.softcap is not None:
+            capped = self._unary("TANH", self._mul(scores, np.float32(1 / spec.softcap)))
+            scores = self._mul(capped, np.float32(spec.softcap))
+        grouped = (spec.kv_heads, spec.heads // spec.kv_heads, self._tokens)
+        rows, slots = scores.shape[:3], scores.shape[3]
+        scores = self._add(self._reshape(scores, (*grouped, slots), (*grouped, -1)), self._mask(spec.window, positions))
+        options = schema.SoftmaxOptionsT()
+        options.beta = 1.0
+        return self._reshape(self.graph.emit("SOFTMAX", [scores], scores.shape, options), (*rows, slots), (*rows, -1))
+
+    def _joined_heads(self, mixed: Tensor, spec: AttentionSpec) -> Tensor:
+        """[1, KV, groups * T, d] as [T, heads * d]."""
+        grouped = (spec.kv_heads, spec.heads // spec.kv_heads, self._tokens, spec.head_dim)
+        return self._reshape(
+            self._transpose(self._reshape(mixed, grouped), 2, 0, 1, 3), (self._tokens, spec.heads * spec.head_dim)
+        )
 
     def _joined(self, q: Tensor, k: Tensor) -> Tensor:
         """q [T, a] and k [T, b] side by side, [T, a + b]: cut out of their product in one piece where it has them so."""

@@ -29,6 +29,7 @@ EXTRAS = {
     "huggingface_hub": "edgellm[convert]",
     "onnxruntime": "edgellm[onnx]",
     "ai_edge_litert": "edgellm[tflite]",
+    "tflite_runtime": "edgellm[tflite-runtime]",
 }
 
 

@@ -47,9 +47,8 @@ class Target(click.ParamType[str]):
 @click.option(
     "--block-size",
     type=click.Choice(["0", "16", "32", "64", "128"]),
-    default="32",
-    show_default=True,
-    help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite).",
+    help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite, and the "
+    "default and only choice of tflite-compat; elsewhere 32).",
 )
 @click.option(
     "--kv",
@@ -68,7 +67,7 @@ def command(
     target: str,
     quant: str,
     method: str | None,
-    block_size: str,
+    block_size: str | None,
     kv: str,
     adapter: str | None,
     max_ram: int | None,
@@ -97,7 +96,7 @@ def command(
             target=target,
             quant=quant,
             method=method,
-            block_size=int(block_size),
+            block_size=None if block_size is None else int(block_size),
             kv=kv,
             adapter=adapter,
             max_ram=max_ram,

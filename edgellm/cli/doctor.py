@@ -78,4 +78,15 @@ def _packages() -> list[Finding]:
             findings.append(Finding(package, f"{importlib.metadata.version(package)}, {purpose}"))
         except importlib.metadata.PackageNotFoundError:
             findings.append(Finding(package, f"not installed, {purpose}", f"{need}: {install}"))
-    return findings
+    return [*findings, *_old_runtime()]
+
+
+def _old_runtime() -> list[Finding]:
+    """tflite-runtime where it is: nobody has to get it who can have LiteRT."""
+    try:
+        version = importlib.metadata.version("tflite-runtime")
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    new = importlib.metadata.version("numpy").partition(".")[0] != "1"
+    cure = "tflite-runtime needs an older numpy: pip install 'edgellm[tflite-runtime]' 'numpy<2'" if new else None
+    return [Finding("tflite-runtime", f"{version}, runs tflite-compat bundles", cure)]

@@ -18,6 +18,9 @@ from tests.cli.conftest import edgellm, start
     ("options", "name", "grid"),
     [
         ((), "int4", (4, 32)),
+        (("--target", "tflite"), "int4", (4, 32)),
+        (("--target", "tflite-compat"), "int4", (4, 0)),
+        (("--target", "tflite-compat", "--quant", "int8"), "int8", (8, 0)),
         (("--quant", "int4", "--block-size", "64"), "int4", (4, 64)),
         (("--quant", "int8", "--block-size", "128"), "int8", (8, 128)),
         (("--quant", "fp32"), "fp32", None),
@@ -49,6 +52,21 @@ def test_the_targets_that_help_shows_are_those_there_are(source: Path, tmp_path:
     result = edgellm("convert", source, "-o", tmp_path / "out", "--target", "neither")
     assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
     assert result.stderr.startswith("error: --target: unknown target 'neither'; choose one of onnx, ")
+
+
+@pytest.mark.parametrize("spelling", ["tflite-compat", "tflite_compat"])
+def test_a_target_is_a_package_and_a_hyphen_is_an_underscore(source: Path, tmp_path: Path, spelling: str) -> None:
+    assert edgellm("convert", source, "-o", tmp_path / "out", "--target", spelling, "--quant", "fp32").exit_code == 0
+    assert list(Bundle.open(tmp_path / "out").graphs) == ["tflite_compat"]
+    refused = edgellm("convert", source, "-o", tmp_path / "other", "--target", "tflite compat")
+    assert (refused.exit_code, refused.stdout) == (2, "")
+    assert "unknown target 'tflite compat'; choose one of onnx, tflite, tflite-compat, both" in refused.stderr
+
+
+def test_blocks_where_the_runtime_has_none_are_refused(source: Path, tmp_path: Path) -> None:
+    result = edgellm("convert", source, "-o", tmp_path / "out", "--target", "tflite-compat", "--block-size", "32")
+    assert (result.exit_code, list(tmp_path.iterdir())) == (2, [])
+    assert result.stderr == "error: --block-size: tflite-runtime has no kernels for blocks of 32; leave it out, or give 0\n"
 
 
 def test_max_context_is_kept(source: Path, tmp_path: Path) -> None:

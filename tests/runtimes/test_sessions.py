@@ -1,7 +1,14 @@
-"""What every runtime's sessions do, against transformers on a tiny model: whatever adapter is there is tested here."""
+"""What every runtime's sessions do, against transformers on a tiny model: whatever adapter is there is tested here.
+
+One whose package is not installed here is skipped. tflite-runtime lives in an environment of its own, without transformers:
+test_tflite_compat.py runs this file there, on bundles and logits that it has made before ($EDGELLM_SESSIONS).
+"""
 
 from __future__ import annotations
 
+import importlib
+import importlib.metadata
+import os
 import shutil
 import sys
 import threading
@@ -12,38 +19,55 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-import transformers
 
 from edgellm import runtimes
 from edgellm.bundle import Bundle
-from edgellm.conversion import convert
 from edgellm.errors import UsageError
-from edgellm.runtimes import onnx, open_runtime, tflite
+from edgellm.runtimes import onnx, open_runtime, tflite_common
 from edgellm.runtimes.session import Runtime, Session
 
 IDS = np.random.default_rng(3).integers(3, 259, 1300).tolist()
+MADE = os.environ.get("EDGELLM_SESSIONS")
 FILES = Path(runtimes.__path__[0]).glob("*.py")
 ADAPTERS = sorted(file.stem for file in FILES if "\ndef load(bundle: Bundle" in file.read_text(encoding="utf-8"))
 # where a chunk or a capacity of some adapter ends
-TFLITE_STEP = tflite.STEPS["float32"]
-ENDS = {onnx.CHUNK, onnx.FIRST_CAPACITY, TFLITE_STEP, 2 * TFLITE_STEP}
+ENDS = {onnx.CHUNK, onnx.FIRST_CAPACITY, tflite_common.STEP, 2 * tflite_common.STEP}
 LENGTHS = sorted({1, 2, 5, 8, 9, 10, 65, 66, 700} | {end + more for end in ENDS for more in (-1, 0, 1, 2)})
 
 
 def test_the_adapters_are_found() -> None:
-    assert {"onnx", "tflite"} <= set(ADAPTERS)
+    assert {"onnx", "tflite", "tflite_compat"} <= set(ADAPTERS)
 
 
 @pytest.fixture(scope="module", params=ADAPTERS)
-def bundle(request: pytest.FixtureRequest, tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model for each runtime, at float32."""
-    return convert(tiny_source, tmp_path_factory.mktemp("sessions") / "tiny", target=request.param, quant="fp32").path
+    package = importlib.import_module(f"edgellm.runtimes.{request.param}").PACKAGE
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip(f"{package} is not installed in this environment")
+    if MADE:
+        return Path(MADE) / request.param
+    from edgellm.conversion import convert
+
+    source = request.getfixturevalue("tiny_source")
+    return convert(source, tmp_path_factory.mktemp("sessions") / "tiny", target=request.param, quant="fp32").path
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_source: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+def reference(request: pytest.FixtureRequest) -> np.ndarray[Any, np.dtype[np.float32]]:
     """transformers' logits after each of IDS."""
+    if MADE:
+        return np.load(Path(MADE) / "reference.npy")  # type: ignore[no-any-return]
+    return reference_logits(request.getfixturevalue("tiny_source"))
+
+
+def reference_logits(tiny_source: Path) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """transformers' logits after each of IDS: float32 [len(IDS), vocab]."""
+    import torch
+    import transformers
+
     model = transformers.AutoModelForCausalLM.from_pretrained(tiny_source, dtype=torch.float32).eval()
     with torch.no_grad():
         return model(torch.tensor([IDS])).logits[0].numpy()  # type: ignore[no-any-return]
@@ -88,10 +112,10 @@ def test_prefill_at_the_edges(session: Session, reference: Any, length: int) -> 
 @pytest.mark.parametrize("before", [76, 72, 9, 6, 3, 1, 0])
 def test_a_chunk_at_the_end_of_the_cache(session: Session, reference: Any, before: int, more: int) -> None:
     """Padding, too, must not reach past the cache: an operator that clamps would write it over earlier tokens."""
-    start = TFLITE_STEP - before
+    start = tflite_common.STEP - before
     session.prefill(IDS[:start])
     near(session.prefill(IDS[start : start + more]), reference[start + more - 1])
-    end = TFLITE_STEP + 5
+    end = tflite_common.STEP + 5
     session.rewind(start)
     near(session.logits(IDS[start:end]), reference[start:end])
     near(session.decode(IDS[end]), reference[end])

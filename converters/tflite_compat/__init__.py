@@ -1,0 +1,1 @@
+"""The TFLite back end for tflite-runtime 2.14: old images and armv7 boards."""
