@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.converters import targets
 from edgellm.converters.numpy_ops import NumpyOps, Tensor
 from edgellm.converters.ops import Linear
 from edgellm.converters.quantizers import rtn
@@ -33,7 +34,7 @@ def write(folder: Path, spec: ModelSpec, tensors: Callable[[str], LazyTensor], r
     """Export into `folder` in deliberately small slices: what `tests/compat_device.py` has to know to load it."""
     folder.mkdir(parents=True)
     plan = export.plan(spec, tensors, recipe)
-    plan.write(folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
+    targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     graph = dataclasses.asdict(plan.graph)
     return {"folder": str(folder), "graph": graph, "vocab": spec.vocab_size, "max_context": spec.max_context}
 
