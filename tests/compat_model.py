@@ -52,7 +52,7 @@ def run(python: Path, folder: Path, cases: Sequence[dict[str, Any]]) -> dict[str
     """
     (folder / CASES).write_text(json.dumps(list(cases)), encoding="utf-8")
     script = ROOT / "tests/compat_device.py"
-    done = subprocess.run([python, script, folder], env=environment(), capture_output=True, text=True, check=False)
+    done = subprocess.run([python, script, folder], env=environment(), capture_output=True, text=True, check=False, timeout=600)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     with np.load(folder / RESULTS) as results:
         return dict(results)
