@@ -29,6 +29,7 @@ EXTRAS = {
     "huggingface_hub": "edgellm[convert]",
     "onnxruntime": "edgellm[onnx]",
     "ai_edge_litert": "edgellm[tflite]",
+    "litert_lm_builder": "edgellm[litertlm]",
 }
 
 
