@@ -85,7 +85,7 @@ def export_litertlm(
             nonlocal done
             done += count
             if progress is not None:
-                progress(Progress(done, plan.data_size, name))
+                progress(Progress(done, plan.copied, name))
 
         model, packed = partial / "model.tflite", partial / "packed"
         plan.write(source, model, on_bytes)

@@ -40,7 +40,7 @@ class LitertlmPlan:
 
     Attributes:
         copies: where the bytes lie in the bundle's graph, and where behind `base`.
-        data_size: bytes of all weights and what aligns them.
+        data_size: bytes of all weights, each from a page's start on.
     """
 
     subgraphs: tuple[Subgraph, ...]
@@ -53,6 +53,11 @@ class LitertlmPlan:
     def size(self) -> int:
         """Bytes of the file."""
         return self.base + self.data_size
+
+    @property
+    def copied(self) -> int:
+        """Bytes of the weights."""
+        return sum(source.length for source, _ in self.copies)
 
     def write(self, source: Path, path: Path, on_bytes: OnBytes) -> None:
         """Write the graph to `path`, its weights from the bundle's graph `source`.
