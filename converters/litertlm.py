@@ -29,6 +29,21 @@ and parts | rejectattr('type', 'equalto', 'text') | list | length == 0 -%}
 {%- endfor -%}
 {%- set messages = edgellm.messages -%}
 """
+# A new turn is what the conversation with it has more than the one before it, which ends with an answer. In the cache that ends
+# with the stop token that the model gave; here it does too, so that a line break behind it belongs to the new turn.
+_NEXT = "edgellm: the next turn"
+_ASK_ON = f"""\
+{{%- set edgellm_ended = not add_generation_prompt and messages and messages[-1].role == 'assistant' -%}}
+{{%- if edgellm_ended -%}}
+{{%- set messages = messages + [{{'role': 'user', 'content': '{_NEXT}'}}] -%}}
+{{%- endif -%}}
+"""
+_TO_THE_ANSWERS_END = f"""\
+{{%- if edgellm_ended -%}}
+{{%- set edgellm_text = edgellm_text.split('{_NEXT}') | list | first -%}}
+{{%- set edgellm_text = (edgellm_text.split(END) | list)[:-1] | join(END) ~ END -%}}
+{{%- endif -%}}
+"""
 _START = "{{ '' }}"  # a tag before would take the template's first line break for its own
 
 
@@ -49,24 +64,27 @@ class TextRules:
     max_tokens: int
 
 
-def chat_template(source: str, special_tokens: Mapping[str, str], without: str | None) -> str:
+def chat_template(source: str, special_tokens: Mapping[str, str], *, start: str | None, end: str | None) -> str:
     """A bundle's chat template for LiteRT-LM.
 
     Args:
         source: Jinja, as the model brings it.
         special_tokens: by role ("bos_token", ...): LiteRT-LM leaves these variables empty.
-        without: a text that is taken off the beginning, or None.
+        start: what is taken off the beginning, or None.
+        end: the stop token that the template writes behind an answer, or None.
     """
-    tokens = "".join(
-        f"{{%- set {role} = {_literal(text)} -%}}\n" for role, text in special_tokens.items() if role.isidentifier()
-    )
+    roles = {role: text for role, text in special_tokens.items() if role.isidentifier()}
+    tokens = "".join(f"{{%- set {role} = {_literal(text)} -%}}\n" for role, text in roles.items())
     body = source.removesuffix("\n")  # Jinja drops it, LiteRT-LM does not
     body = _START + re.sub(r"\A[ \t]+(?={[%#](?!\+))", "", body)  # what Jinja strips from a line's beginning
-    if without is not None:
-        size = len(without)
-        rest = f"{{{{ edgellm_text[{size}:] if edgellm_text[:{size}] == {_literal(without)} else edgellm_text }}}}"
-        body = f"{{%- set edgellm_text -%}}{body}{_START}{{%- endset -%}}{rest}"
-    return _PARTS_TO_TEXT + tokens + body
+    whole = f"{{%- set edgellm_text -%}}{body}{_START}{{%- endset -%}}\n"
+    if start is not None:
+        size = len(start)
+        rest = f"edgellm_text[{size}:] if edgellm_text[:{size}] == {_literal(start)} else edgellm_text"
+        whole += f"{{%- set edgellm_text = {rest} -%}}\n"
+    if end is not None:
+        whole = _ASK_ON + whole + _TO_THE_ANSWERS_END.replace("END", _literal(end))
+    return _PARTS_TO_TEXT + tokens + whole + "{{ edgellm_text }}"
 
 
 def metadata(rules: TextRules) -> bytes:

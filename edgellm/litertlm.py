@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT = 2048  # the cache has its full size from the start: 4096 tokens of a 1B model would take hundreds of megabytes
 RUNTIME, OPTION = "tflite", "FILE"
 PROBE = "Hi"
+ASK, ANSWER, ASK_AGAIN = (
+    {"role": role, "content": text} for role, text in (("user", PROBE), ("assistant", "an answer"), ("user", "a question"))
+)
 
 
 def export_litertlm(
@@ -135,15 +138,24 @@ def _rules(bundle: Bundle, context: int) -> TextRules:
         source = bundle.file(text.chat_template).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise BundleError(f"unreadable chat template: {error}", where=bundle.path, fix="convert the model again") from error
+    template = ChatTemplate(source, text.special_tokens)
     bos = text.special_tokens.get("bos_token")
-    if start is None or bos is None or not _begins(ChatTemplate(source, text.special_tokens), bos):
-        # the template's word is the last one on how a conversation begins
-        return packing.TextRules(text.eos_ids, None, packing.chat_template(source, text.special_tokens, None), context)
-    return packing.TextRules(text.eos_ids, start, packing.chat_template(source, text.special_tokens, bos), context)
+    if start is None or bos is None or not _rendered(template, [ASK]).startswith(bos):
+        start = bos = None  # the template's word is the last one on how a conversation begins
+    ends = [spelled for token in text.eos_ids if (spelled := tokenizer.spelling(token))]
+    adapted = packing.chat_template(source, text.special_tokens, start=bos, end=_answers_end(template, ends))
+    return packing.TextRules(text.eos_ids, start, adapted, context)
 
 
-def _begins(template: ChatTemplate, text: str) -> bool:
+def _answers_end(template: ChatTemplate, ends: list[str]) -> str | None:
+    """The stop token that a template writes behind an answer."""
+    between = _rendered(template, [ASK, ANSWER, ASK_AGAIN]).partition(ANSWER["content"])[2].partition(ASK_AGAIN["content"])[0]
+    found = [(between.find(end), end) for end in ends if end in between]
+    return min(found)[1] if found else None
+
+
+def _rendered(template: ChatTemplate, messages: list[dict[str, str]]) -> str:
     try:
-        return template.render([{"role": "user", "content": PROBE}]).startswith(text)
+        return template.render(messages)
     except EdgeError:  # a template that wants other messages
-        return False
+        return ""

@@ -1,4 +1,4 @@
-"""LiteRT-LM's side of the contract, as its executor fills the inputs: chunks padded with token 0 at position 0 and hidden slots."""
+"""LiteRT-LM's side of the contract: its executor pads chunks with token 0 at position 0, and hides every slot from that."""
 
 from __future__ import annotations
 

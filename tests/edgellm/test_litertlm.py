@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 
 import litert_lm
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 from litert_lm_builder import LitertLmFileBuilder
-from litert_lm_builder.runtime.proto.llm_metadata_pb2 import LlmMetadata
 from tokenizers import Tokenizer, processors
 
 import edgellm
-from edgellm.bundle import Bundle
+from edgellm.chat_template import ChatTemplate
 from edgellm.conversion import Progress, convert
-from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
+from edgellm.converters.litertlm import chat_template
+from edgellm.errors import BundleError, UsageError
 from edgellm.litertlm import DEFAULT_CONTEXT, check_litertlm, export_litertlm
 from tests import litertlm_model, tiny_folder
+from tests.chat_templates import AGAIN, ANSWER, ASK, SPECIAL, SYSTEM, TEMPLATES
 
 GREEDY = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
 WORDS = "Hello there"
@@ -77,7 +73,7 @@ def test_the_same_greedy_tokens(bundle: Path, exported: Path) -> None:
 LITERAL = "{% for m in messages %}<|start|>{{ m['role'] }} {{ m['content'] }}<|end|>{% endfor %}"
 VARIABLE = LITERAL.replace("<|start|>", "{{ bos_token if loop.first }}")
 NONE = LITERAL.replace("<|start|>", "")
-TYPED = "{% for m in messages %}{% if m.content is string %}[{{ m.content }}]{% else %}{{ m.content[0].nothing.at_all }}{% endif %}{% endfor %}"
+TYPED = "{% for m in messages %}{{ '[' + m.content + ']' if m.content is string else m.content.no.such }}{% endfor %}"
 SPACED = "   {% if true %}\nA\n   {% endif %}\n{% for m in messages %}\n{{ m.content + bos_token }}\n{% endfor %}\n"
 
 
@@ -104,6 +100,22 @@ def test_the_ids_that_reach_the_model_are_ours(tmp_path: Path, adds: bool, templ
         assert str(conversation.send_message(WORDS, max_output_tokens=12)) == spelled(llm, wanted.ids)
         assert conversation.token_count == count + 12
         conversation.close()
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_its_template_engine_reads_what_we_write(exported: Path, name: str) -> None:
+    """Prompts with and without something before them, as Jinja renders the model's own template."""
+    own = ChatTemplate(TEMPLATES[name], SPECIAL)
+    end = SPECIAL["eos_token"]
+    with engine(exported) as loaded:
+        for start in (None, SPECIAL["bos_token"]):
+            adapted = chat_template(TEMPLATES[name], SPECIAL, start=start, end=end)
+            for before in ([], [SYSTEM], [ASK, ANSWER], [SYSTEM, ASK, ANSWER]):
+                conversation = loaded.create_conversation(messages=before, chat_template=adapted)
+                wanted = own.render([*before, AGAIN]).removeprefix(start or "")
+                added = conversation.render_message_to_string(AGAIN)
+                conversation.close()
+                assert added == wanted, (start, before)
 
 
 def answer(loaded: litert_lm.AbstractEngine, words: str, tokens: int) -> str:
@@ -194,7 +206,9 @@ def test_an_exception_in_progress_leaves_nothing(bundle: Path, tmp_path: Path) -
 
 
 def test_a_bundle_for_another_runtime(tiny_bundle: Path, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is for onnx, and LiteRT-LM needs a TFLite graph; convert the model with --target tflite"):
+    with pytest.raises(
+        BundleError, match="is for onnx, and LiteRT-LM needs a TFLite graph; convert the model with --target tflite"
+    ):
         export_litertlm(tiny_bundle, tmp_path / "file")
     assert list(tmp_path.iterdir()) == []
 

@@ -13,7 +13,6 @@ from edgellm.converters.architectures import describe
 from edgellm.converters.recipes import recipe
 from edgellm.converters.tflite import export, litertlm
 from edgellm.converters.weights import LazyTensor
-from edgellm.errors import BundleError
 from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
 from tests import litertlm_model, tflite_model
@@ -53,9 +52,7 @@ def test_float_logits_equal_transformers(architecture: str, variant: str, tmp_pa
 
 
 @pytest.mark.parametrize(("architecture", "variant"), [("llama", "plain"), ("gemma3", "plain")])
-def test_a_padded_chunk_at_the_end_of_the_context_spares_what_is_there(
-    architecture: str, variant: str, tmp_path: Path
-) -> None:
+def test_a_padded_chunk_at_the_end_of_the_context_spares_what_is_there(architecture: str, variant: str, tmp_path: Path) -> None:
     """An update that runs past the cache would be moved back over valid keys and values."""
     source = tiny(architecture, variant)
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
@@ -68,7 +65,9 @@ def test_a_padded_chunk_at_the_end_of_the_context_spares_what_is_there(
     close(executor.decode(ids[31]), wanted[31])
 
 
-@pytest.mark.parametrize(("architecture", "variant"), [("llama", "plain"), ("qwen2", "plain"), ("gemma3", "plain"), ("phi3", "plain")])
+@pytest.mark.parametrize(
+    ("architecture", "variant"), [("llama", "plain"), ("qwen2", "plain"), ("gemma3", "plain"), ("phi3", "plain")]
+)
 @pytest.mark.parametrize(("quant", "block"), [("int8", 0), ("int4", 0), ("int4", 32)])
 def test_weights_are_the_bundles_own(architecture: str, variant: str, quant: str, block: int, tmp_path: Path) -> None:
     """Read by the schema's own code, and each on its grid; then the same logits as the product's graph."""
