@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import subprocess
+import sys
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import litert_lm
@@ -17,9 +21,9 @@ import edgellm
 from edgellm.chat_template import ChatTemplate
 from edgellm.conversion import Progress, convert
 from edgellm.converters.litertlm import chat_template
-from edgellm.errors import BundleError, UsageError
+from edgellm.errors import BundleError, ResourceError, UsageError
 from edgellm.litertlm import DEFAULT_CONTEXT, check_litertlm, export_litertlm
-from tests import litertlm_model, tiny_folder
+from tests import litertlm_model, synthetic, tiny_folder
 from tests.chat_templates import AGAIN, ANSWER, ASK, SPECIAL, SYSTEM, TEMPLATES
 
 GREEDY = litert_lm.SamplerConfig(top_k=1, top_p=1.0, temperature=1.0)
@@ -232,3 +236,60 @@ def test_a_graph_without_the_models_weights(bundle: Path, tiny_source: Path, tmp
     with pytest.raises(BundleError, match=r"no weight 'layers.0.gate.weight\+layers.0.up.weight' of the shape \[320, 64\]"):
         export_litertlm(other.path, tmp_path / "file")
     assert [entry.name for entry in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_work(bundle: Path, tiny_disk: Callable[[int], Path]) -> None:
+    disk = tiny_disk(8)
+    with pytest.raises(ResourceError, match=r"packing needs \d+ MB and \d+ MB are free; make room or choose another FILE"):
+        export_litertlm(bundle, disk / "out" / "file")
+    assert list(disk.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_leaves_nothing(bundle: Path, tiny_disk: Callable[[int], Path]) -> None:
+    """Somebody else writes meanwhile: it was large enough when the work began."""
+    disk = tiny_disk(80)
+
+    def fill(_: Progress) -> None:
+        with contextlib.suppress(OSError), (disk / "other").open("wb", buffering=0) as file:
+            while True:
+                file.write(bytes(1 << 16))
+
+    with pytest.raises(ResourceError, match="file: the disk is full; make room or choose another FILE"):
+        export_litertlm(bundle, disk / "file", progress=fill)
+    assert [entry.name for entry in disk.iterdir()] == ["other"]
+
+
+EXPORT_AND_WATCH = """
+import re, sys, threading
+from pathlib import Path
+from edgellm.litertlm import export_litertlm
+peak, over = 0, threading.Event()
+def watch():
+    global peak
+    while not over.wait(0.005):
+        peak = max(peak, int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]))
+watcher = threading.Thread(target=watch)
+watcher.start()
+try:
+    export_litertlm(sys.argv[1], sys.argv[2])
+finally:
+    over.set()
+    watcher.join()
+print(peak)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads anonymous memory from /proc")
+def test_a_model_over_two_gigabytes_takes_little_memory_and_runs(tmp_path: Path) -> None:
+    """2.2 GiB of zeros, packed within 150 MB of anonymous memory, most of it Python and numpy; LiteRT-LM takes a step."""
+    source = synthetic.write(tmp_path / "source", hidden=1024, intermediate=8192, layers=20, vocab=20_000)
+    convert(source, tmp_path / "bundle", target="tflite", quant="fp32")
+    file = tmp_path / "large.litertlm"
+    command = [sys.executable, "-c", EXPORT_AND_WATCH, str(tmp_path / "bundle"), str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert file.stat().st_size > 1 << 31
+    assert int(done.stdout) < 150 << 10
+    with litert_lm.Engine(str(file), cache_dir=":nocache") as loaded:
+        assert continuation(loaded, WORDS, 1) == "<|pad|>"
