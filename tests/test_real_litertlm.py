@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -80,3 +83,17 @@ def test_the_same_greedy_tokens(models: Callable[[str], Path], name: str, quant:
                 ended += 1
             conversation.close()
         assert ended > 0 or name == "smollm2"
+
+
+def test_the_command_line_answers(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """`litert-lm run`, as somebody on another machine types it: with what the file says, and no network."""
+    bundle = convert(models("qwen2.5"), tmp_path / "bundle", target="tflite", quant="int4")
+    file = export_litertlm(bundle.path, tmp_path / "qwen.litertlm")
+    command = [Path(sys.executable).parent / "litert-lm", "run", file, "--prompt", QUESTIONS[2], "--top-k", "1"]
+    home = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run(command, env=home, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    with edgellm.load(bundle.path) as llm:
+        wanted = llm.chat([{"role": "user", "content": QUESTIONS[2]}], max_tokens=TOKENS, temperature=0)
+    assert wanted.finish_reason == "stop"
+    assert done.stdout.split() == wanted.text.split()

@@ -37,15 +37,17 @@ class StoredWeight:
 
 def read_weights(path: Path) -> Mapping[str, StoredWeight]:
     """The weights of a file that was found sound (`edgellm.runtimes.tflite_file`): only its tables are read."""
-    weights: dict[str, StoredWeight] = {}
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        model = schema.Model.GetRootAs(data, 0)
-        for index in range(model.SubgraphsLength()):
-            graph = model.Subgraphs(index)
-            for tensor in map(graph.Tensors, range(graph.TensorsLength())):
-                if model.Buffers(tensor.Buffer()).Size() and tensor.Name().decode() not in weights:
-                    weights[tensor.Name().decode()] = _weight(model, graph, tensor)
-        del model, graph, tensor  # they hold on to the mapping
+        return _weights(data)  # whose locals hold on to the mapping
+
+
+def _weights(data: mmap.mmap) -> Mapping[str, StoredWeight]:
+    weights: dict[str, StoredWeight] = {}
+    model = schema.Model.GetRootAs(data, 0)
+    for graph in map(model.Subgraphs, range(model.SubgraphsLength())):
+        for tensor in map(graph.Tensors, range(graph.TensorsLength())):
+            if model.Buffers(tensor.Buffer()).Size() and tensor.Name().decode() not in weights:
+                weights[tensor.Name().decode()] = _weight(model, graph, tensor)
     return weights
 
 
