@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from edgellm.converters.litertlm import TextRules
 
 DEFAULT_CONTEXT = 2048  # the cache has its full size from the start: 4096 tokens of a 1B model would take hundreds of megabytes
-RUNTIME, OPTION = "tflite", "FILE"
+RUNTIME, OPTION, SUFFIX = "tflite", "FILE", ".litertlm"
 PROBE = "Hi"
 ASK, ANSWER, ASK_AGAIN = (
     {"role": role, "content": text} for role, text in (("user", PROBE), ("assistant", "an answer"), ("user", "a question"))
@@ -46,7 +46,7 @@ def export_litertlm(
 
     Args:
         bundle: its folder; it must have a graph for LiteRT (`--target tflite`).
-        file: the file to make; it must not exist yet.
+        file: the file to make, named *.litertlm; it must not exist yet.
         max_context: tokens that prompt and answer may have together, which is fixed in the file; the default is the
             bundle's own, at most 2048.
         progress: called after each megabyte of weights.
@@ -57,7 +57,7 @@ def export_litertlm(
     Raises:
         BundleError: the bundle is damaged or has no such graph, or the file exists or cannot be written.
         ResourceError: too little disk; while it is packed, the weights are there twice.
-        UsageError: `max_context` makes no sense for this model.
+        UsageError: `max_context` makes no sense for this model, or `file` has another suffix.
     """
     from edgellm.converters import litertlm as packing
     from edgellm.converters.tflite import litertlm as graph
@@ -71,6 +71,8 @@ def export_litertlm(
             fix="convert the model with --target tflite",
         )
     context = _context(opened, max_context)
+    if Path(file).suffix != SUFFIX:
+        raise UsageError(f"LiteRT-LM takes files named *{SUFFIX} only", where=file, fix=f"name it {Path(file).stem}{SUFFIX}")
     target = free_target(Path(file), OPTION)
     opened.ensure_verified()
     source = opened.file(opened.graphs[RUNTIME].file)

@@ -16,7 +16,7 @@ from edgellm.cli._options import readable
     "--litertlm",
     required=True,
     type=click.Path(path_type=Path),
-    metavar="FILE",
+    metavar="FILE.litertlm",
     help="The file to make for Google's LiteRT-LM; BUNDLE needs a TFLite graph (convert --target tflite).",
 )
 @click.option(

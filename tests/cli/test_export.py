@@ -45,16 +45,16 @@ def test_help_says_what_is_fixed(tmp_path: Path) -> None:
     [
         (("--max-context", "4097"), 2, "4097 is not between 1 and the bundle's 4096; choose another, or convert the model"),
         (("--max-context", "0"), 2, "0 is not in the range x>=1"),
-        (("--litertlm", "{folder}/file/below"), 1, "ot a directory; choose another FILE"),
-        (("--litertlm", "{folder}/" + "x" * 300), 1, "ame too long; choose another FILE"),
-        (("--litertlm", "{folder}/file"), 1, "the target exists already; remove it or choose another FILE"),
-        (("--litertlm", "{folder}"), 1, "the target exists already"),
+        (("--litertlm", "{folder}/file.litertlm/below.litertlm"), 1, "ot a directory; choose another FILE"),
+        (("--litertlm", "{folder}/" + "x" * 300 + ".litertlm"), 1, "ame too long; choose another FILE"),
+        (("--litertlm", "{folder}/file.litertlm"), 1, "the target exists already; remove it or choose another FILE"),
+        (("--litertlm", "{folder}/file"), 2, "LiteRT-LM takes files named *.litertlm only; name it file.litertlm"),
     ],
 )
 def test_what_cannot_be_is_one_line(
     tflite_bundle: Path, tmp_path: Path, options: tuple[str, ...], status: int, message: str
 ) -> None:
-    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    (tmp_path / "file.litertlm").write_text("mine", encoding="utf-8")
     values = [value.replace("{folder}", str(tmp_path)) for value in options]
     result = edgellm("export", tflite_bundle, "--litertlm", tmp_path / "new.litertlm", *values)
     assert result.exit_code == status
@@ -62,17 +62,17 @@ def test_what_cannot_be_is_one_line(
     assert [line for line in result.stderr.splitlines() if line.lower().startswith("error: ")] == result.stderr.splitlines()[
         -1:
     ]
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
-    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file.litertlm"]
+    assert (tmp_path / "file.litertlm").read_text(encoding="utf-8") == "mine"
 
 
 def test_a_bundle_for_another_runtime_names_the_cure(bundle: Path, tmp_path: Path) -> None:
-    result = edgellm("export", bundle, "--litertlm", tmp_path / "file")
+    result = edgellm("export", bundle, "--litertlm", tmp_path / "file.litertlm")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == (
         f"error: {bundle}: the bundle is for onnx, and LiteRT-LM needs a TFLite graph; convert the model with --target tflite\n"
     )
-    assert "no such folder" in edgellm("export", tmp_path / "none", "--litertlm", tmp_path / "file").stderr
+    assert "no such folder" in edgellm("export", tmp_path / "none", "--litertlm", tmp_path / "file.litertlm").stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -80,7 +80,7 @@ def test_a_bundle_for_another_runtime_names_the_cure(bundle: Path, tmp_path: Pat
 def test_a_folder_that_is_not_ours(tflite_bundle: Path, tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
-        result = edgellm("export", tflite_bundle, "--litertlm", tmp_path / "file")
+        result = edgellm("export", tflite_bundle, "--litertlm", tmp_path / "file.litertlm")
     finally:
         tmp_path.chmod(0o700)
     assert "cannot write: Permission denied" in result.stderr
@@ -89,7 +89,7 @@ def test_a_folder_that_is_not_ours(tflite_bundle: Path, tmp_path: Path) -> None:
 def test_a_missing_packer_is_one_line(tflite_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['litert_lm_builder'] = None\n", encoding="utf-8")
     paths = os.pathsep.join([str(tmp_path), str(ROOT)])
-    process = start("export", tflite_bundle, "--litertlm", tmp_path / "file", environment={"PYTHONPATH": paths})
+    process = start("export", tflite_bundle, "--litertlm", tmp_path / "file.litertlm", environment={"PYTHONPATH": paths})
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output) == (1, b"")
     assert errors == b"error: the package 'litert_lm_builder' is not installed; pip install 'edgellm[litertlm]'\n"
@@ -99,7 +99,7 @@ def test_it_imports_no_runtime(tflite_bundle: Path, tmp_path: Path) -> None:
     """Packing needs the flatbuffers' schema and the packer, and neither a runtime's native code nor torch."""
     code = (
         "import sys\nfrom edgellm.litertlm import export_litertlm\n"
-        f"export_litertlm({str(tflite_bundle)!r}, {str(tmp_path / 'file')!r})\n"
+        f"export_litertlm({str(tflite_bundle)!r}, {str(tmp_path / 'file.litertlm')!r})\n"
         "print([name for name in sys.modules if name.split('.')[0] in "
         "('torch', 'tensorflow', 'transformers', 'onnx', 'onnxruntime', 'litert_lm') or 'compiled_model' in name])"
     )
@@ -118,9 +118,9 @@ def test_a_stopped_export_leaves_nothing(name: str, status: int, said: bytes, tm
     source = synthetic.write(tmp_path / "source", hidden=1024, intermediate=8192, layers=18, vocab=512)
     assert edgellm("convert", source, "-o", tmp_path / "bundle", "--target", "tflite", "--quant", "int8").exit_code == 0
     out = tmp_path / "out"
-    with start("export", tmp_path / "bundle", "--litertlm", out / "file") as process:
+    with start("export", tmp_path / "bundle", "--litertlm", out / "file.litertlm") as process:
         deadline = time.monotonic() + 60
-        while not list(out.glob(".file.partial-*/model.tflite")) and time.monotonic() < deadline:
+        while not list(out.glob(".file.litertlm.partial-*/model.tflite")) and time.monotonic() < deadline:
             time.sleep(0.005)
         assert process.poll() is None
         process.send_signal(getattr(signal, name))

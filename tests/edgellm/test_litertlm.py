@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import subprocess
@@ -166,21 +167,27 @@ def test_the_context_is_the_bundles_or_shorter(bundle: Path, tiny_source: Path, 
 @pytest.mark.parametrize("asked", [0, -1, 4097, 1 << 40, "64"])
 def test_a_context_that_makes_no_sense(bundle: Path, tmp_path: Path, asked: object) -> None:
     with pytest.raises(UsageError, match="--max-context"):
-        export_litertlm(bundle, tmp_path / "file", max_context=asked)  # type: ignore[arg-type]
+        export_litertlm(bundle, tmp_path / "file.litertlm", max_context=asked)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_caller_sees_of_it(bundle: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    file = export_litertlm(bundle, tmp_path / "new" / "folder" / "file", progress=seen.append)
-    assert file == tmp_path / "new" / "folder" / "file"
-    assert [entry.name for entry in file.parent.iterdir()] == ["file"]
+    file = export_litertlm(bundle, tmp_path / "new" / "folder" / "file.litertlm", progress=seen.append)
+    assert file == tmp_path / "new" / "folder" / "file.litertlm"
+    assert [entry.name for entry in file.parent.iterdir()] == ["file.litertlm"]
     assert seen[-1].done_bytes == seen[-1].total_bytes > 0
+
+
+def test_a_name_that_litert_lm_does_not_take(bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"LiteRT-LM takes files named \*\.litertlm only; name it model\.litertlm"):
+        export_litertlm(bundle, tmp_path / "model.tflite")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("existing", ["file", "folder", "dangling link"])
 def test_nothing_is_overwritten(bundle: Path, tmp_path: Path, existing: str) -> None:
-    target = tmp_path / "target"
+    target = tmp_path / "target.litertlm"
     if existing == "file":
         target.write_text("mine", encoding="utf-8")
     elif existing == "folder":
@@ -189,15 +196,15 @@ def test_nothing_is_overwritten(bundle: Path, tmp_path: Path, existing: str) -> 
         target.symlink_to("nowhere")
     with pytest.raises(BundleError, match="exists already; remove it or choose another FILE"):
         export_litertlm(bundle, target)
-    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target.litertlm"]
 
 
 def test_a_target_that_appears_meanwhile_is_left_alone(bundle: Path, tmp_path: Path) -> None:
-    target = tmp_path / "target"
+    target = tmp_path / "target.litertlm"
     with pytest.raises(BundleError, match="appeared meanwhile"):
         export_litertlm(bundle, target, progress=lambda _: target.write_text("mine", encoding="utf-8") and None)
     assert target.read_text(encoding="utf-8") == "mine"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["target"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["target.litertlm"]
 
 
 def test_an_exception_in_progress_leaves_nothing(bundle: Path, tmp_path: Path) -> None:
@@ -205,7 +212,7 @@ def test_an_exception_in_progress_leaves_nothing(bundle: Path, tmp_path: Path) -
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        export_litertlm(bundle, tmp_path / "new" / "target", progress=interrupt)
+        export_litertlm(bundle, tmp_path / "new" / "target.litertlm", progress=interrupt)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -213,7 +220,7 @@ def test_a_bundle_for_another_runtime(tiny_bundle: Path, tmp_path: Path) -> None
     with pytest.raises(
         BundleError, match="is for onnx, and LiteRT-LM needs a TFLite graph; convert the model with --target tflite"
     ):
-        export_litertlm(tiny_bundle, tmp_path / "file")
+        export_litertlm(tiny_bundle, tmp_path / "file.litertlm")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -223,8 +230,51 @@ def test_a_damaged_bundle_is_not_packed(bundle: Path, tmp_path: Path) -> None:
         file.seek(-8000, 2)
         file.write(b"damaged")
     with pytest.raises(BundleError, match="content differs"):
-        export_litertlm(broken, tmp_path / "file")
+        export_litertlm(broken, tmp_path / "file.litertlm")
     assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
+
+
+def test_damaged_tables_are_no_crash_though_the_manifest_knows_them(bundle: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(bundle, tmp_path / "broken")
+    graph = broken / "model.tflite"
+    with graph.open("r+b") as file:
+        file.write(b"\xff\xff\xff\x7f")
+    manifest = json.loads((broken / "edgellm.json").read_text(encoding="utf-8"))
+    manifest["files"]["model.tflite"]["sha256"] = hashlib.sha256(graph.read_bytes()).hexdigest()
+    (broken / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError, match="not a sound TFLite model"):
+        export_litertlm(broken, tmp_path / "file.litertlm")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["broken"]
+
+
+def test_what_was_packed_is_looked_through_before_it_gets_its_name(bundle: Path, tmp_path: Path) -> None:
+    """A disk that forgets: the tables that were written are damaged while the weights follow."""
+
+    def damage(_: Progress) -> None:
+        (graph,) = tmp_path.glob(".file.litertlm.partial-*/model.tflite")
+        with graph.open("r+b") as file:
+            file.write(b"\xff\xff\xff\x7f")
+
+    with pytest.raises(BundleError, match=r"not a sound \.litertlm: an offset leads to byte"):
+        export_litertlm(bundle, tmp_path / "file.litertlm", progress=damage)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_stop_token_is_there(tmp_path: Path) -> None:
+    """A model that has several; the one that it says at once ends the answer."""
+    source = tiny_folder.write(tmp_path / "source")
+    first = convert(source, tmp_path / "first", target="tflite", quant="fp32")
+    with edgellm.load(first.path) as llm:
+        said = llm.chat([{"role": "user", "content": WORDS}], max_tokens=12, temperature=0).ids
+    later = next(token for place, token in enumerate(said) if place > 2 and token not in said[:place])
+    settings = {"eos_token_id": [2, later]}
+    (source / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    made = convert(source, tmp_path / "bundle", target="tflite", quant="fp32")
+    file = export_litertlm(made.path, tmp_path / "file.litertlm", max_context=128)
+    with edgellm.load(made.path) as llm, engine(file) as loaded:
+        assert loaded.eos_token_ids == [[2], [later]]
+        text = answer(loaded, WORDS, 40)
+        assert text.rstrip(BROKEN) == spelled(llm, said[: said.index(later)]).rstrip(BROKEN)
 
 
 def test_a_graph_without_the_models_weights(bundle: Path, tiny_source: Path, tmp_path: Path) -> None:
@@ -234,14 +284,14 @@ def test_a_graph_without_the_models_weights(bundle: Path, tiny_source: Path, tmp
     manifest["spec"]["intermediate_size"] += 32
     (other.path / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(BundleError, match=r"no weight 'layers.0.gate.weight\+layers.0.up.weight' of the shape \[320, 64\]"):
-        export_litertlm(other.path, tmp_path / "file")
+        export_litertlm(other.path, tmp_path / "file.litertlm")
     assert [entry.name for entry in tmp_path.iterdir()] == ["other"]
 
 
 def test_a_disk_that_is_too_small_is_said_before_the_work(bundle: Path, tiny_disk: Callable[[int], Path]) -> None:
     disk = tiny_disk(8)
     with pytest.raises(ResourceError, match=r"packing needs \d+ MB and \d+ MB are free; make room or choose another FILE"):
-        export_litertlm(bundle, disk / "out" / "file")
+        export_litertlm(bundle, disk / "out" / "file.litertlm")
     assert list(disk.iterdir()) == []
 
 
@@ -254,8 +304,8 @@ def test_a_disk_that_fills_up_leaves_nothing(bundle: Path, tiny_disk: Callable[[
             while True:
                 file.write(bytes(1 << 16))
 
-    with pytest.raises(ResourceError, match="file: the disk is full; make room or choose another FILE"):
-        export_litertlm(bundle, disk / "file", progress=fill)
+    with pytest.raises(ResourceError, match=r"file\.litertlm: the disk is full; make room or choose another FILE"):
+        export_litertlm(bundle, disk / "file.litertlm", progress=fill)
     assert [entry.name for entry in disk.iterdir()] == ["other"]
 
 
