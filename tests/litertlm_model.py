@@ -79,3 +79,9 @@ def dequantized(path: Path) -> dict[str, NDArray[np.float32]]:
                 values = values * np.asarray(grid.scale, np.float32)[:, None]
             weights[tensor.name.decode()] = values
     return weights
+
+
+def stored_bytes(path: Path) -> int:
+    """Bytes that lie behind a .tflite's tables, each once."""
+    model = schema.ModelT.InitFromPackedBuf(bytearray(path.read_bytes()), 0)
+    return sum(buffer.size for buffer in model.buffers)

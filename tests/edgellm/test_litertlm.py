@@ -288,10 +288,13 @@ def test_a_graph_without_the_models_weights(bundle: Path, tiny_source: Path, tmp
     assert [entry.name for entry in tmp_path.iterdir()] == ["other"]
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_work(bundle: Path, tiny_disk: Callable[[int], Path]) -> None:
-    disk = tiny_disk(8)
+def test_a_disk_that_is_too_small_is_said_before_the_work(tiny_disk: Callable[[int], Path], tmp_path: Path) -> None:
+    """Room for one copy of 30 MB and some to spare, but not for the two that there are while it is packed."""
+    source = synthetic.write(tmp_path / "zeros", hidden=512, intermediate=2048, layers=6, vocab=8000)
+    large = convert(source, tmp_path / "large", target="tflite", quant="int8")
+    disk = tiny_disk(110)
     with pytest.raises(ResourceError, match=r"packing needs \d+ MB and \d+ MB are free; make room or choose another FILE"):
-        export_litertlm(bundle, disk / "out" / "file.litertlm")
+        export_litertlm(large.path, disk / "out" / "file.litertlm")
     assert list(disk.iterdir()) == []
 
 

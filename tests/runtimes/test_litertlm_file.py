@@ -74,11 +74,11 @@ def relisted(content: bytes, sections: Any) -> bytes:
 
 
 def section(content: bytes, kind: int) -> Any:
-    (found,) = (each for each in listed(content).sectionMetadata.objects if each.dataType == kind)
-    return found
+    return only(listed(content), kind)
 
 
-MODEL, TOKENIZER = schema.AnySectionDataType.TFLiteModel, schema.AnySectionDataType.HF_Tokenizer_Zlib
+KINDS = schema.AnySectionDataType
+MODEL, METADATA, TOKENIZER = KINDS.TFLiteModel, KINDS.LlmMetadataProto, KINDS.HF_Tokenizer_Zlib
 
 
 def test_a_sound_file_passes(packed: bytes, tmp_path: Path) -> None:
@@ -113,9 +113,13 @@ def set_all(sections: Any, **values: object) -> None:
             setattr(each, name, value)
 
 
-def shorten(sections: Any, kind: int, count: int) -> None:
+def only(sections: Any, kind: int) -> Any:
     (found,) = (each for each in sections.sectionMetadata.objects if each.dataType == kind)
-    found.endOffset -= count
+    return found
+
+
+def shorten(sections: Any, kind: int, count: int) -> None:
+    only(sections, kind).endOffset -= count
 
 
 @pytest.mark.parametrize(
@@ -127,8 +131,8 @@ def shorten(sections: Any, kind: int, count: int) -> None:
         (lambda sections: set_all(sections, endOffset=1 << 62), "a section lies at bytes"),
         (lambda sections: set_all(sections, beginOffset=0), "a section lies at bytes 0"),
         (lambda sections: set_all(sections, beginOffset=16 << 10), "a section lies at bytes 16384"),
-        (lambda sections: setattr(sections.sectionMetadata.objects[-1], "beginOffset", (16 << 10) + 4), "a section lies at"),
-        (lambda sections: setattr(sections.sectionMetadata.objects[0], "endOffset", 16 << 10), "a section lies at bytes"),
+        (lambda sections: setattr(only(sections, METADATA), "beginOffset", (16 << 10) + 4), "a section lies at bytes 16388"),
+        (lambda sections: setattr(only(sections, MODEL), "endOffset", 16 << 10), "a section lies at bytes"),
         (lambda sections: shorten(sections, TOKENIZER, 4), "its tokenizer does not unpack to the"),
         (lambda sections: shorten(sections, MODEL, 5000), "a buffer's bytes lie behind the file's end"),
         (lambda sections: setattr(sections.systemMetadata.entries[0], "valueType", 5), "something else than text"),

@@ -80,6 +80,7 @@ def test_weights_are_the_bundles_own(architecture: str, variant: str, quant: str
     assert ours.keys() == theirs.keys()
     for name, values in ours.items():
         np.testing.assert_array_equal(theirs[name], values, err_msg=name)
+    assert litertlm_model.stored_bytes(path) == litertlm_model.stored_bytes(bundle)  # shared by all signatures
 
     (tmp_path / "again").mkdir()
     session = tflite_model.exported(tmp_path / "again", spec, tensors, made).session()
