@@ -6,11 +6,8 @@ stops the process, there is a whole bundle under the target's name or none.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +18,8 @@ from edgellm._version import __version__
 from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
 from edgellm.converters.calibration import NOTHING, calibrate
 from edgellm.converters.checkpoints.base import Text
-from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
+from edgellm.errors import BundleError, ResourceError, UsageError
+from edgellm.partial import check_disk, free_target, make_partial, remove_parents, write_error
 from edgellm.scheme import Recipe
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -96,7 +94,7 @@ def convert(
     quantize = quantizers.find(method or (recipe.method if recipe.rules else "rtn"))
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
-    folder = _free_target(Path(output))
+    folder = free_target(Path(output), "-o")
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
@@ -107,9 +105,9 @@ def convert(
             recipe = next(iter(recipes.values()))
         plans = {name: back_end.plan(spec, tensors, recipes[name], calibration) for name, back_end in back_ends.items()}
         layouts = [plan.layout for plan in plans.values()]
-        _check_disk(folder, sum(layout.size for layout in layouts))
+        check_disk(folder, sum(layout.size for layout in layouts), "the bundle", "-o")
         made = [parent for parent in folder.parents if not parent.exists()]
-        partial = _make_partial(folder)
+        partial = make_partial(folder, "-o")
         try:
             done, total = 0, source_bytes(layouts)
 
@@ -138,12 +136,10 @@ def convert(
             )
             _rename(partial, folder)
         except OSError as error:
-            raise _write_error(error, folder) from error
+            raise write_error(error, folder, "-o") from error
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-            with contextlib.suppress(OSError):  # the target lies in them, if all went well
-                for parent in made:
-                    parent.rmdir()
+            remove_parents(made)
     return Bundle.open(folder)
 
 
@@ -159,62 +155,6 @@ def _slice_bytes(max_ram: int | None, workers: int) -> int:
         least = FIXED_BYTES + workers * SLICE_COPIES * (1 << 20)
         raise ResourceError("too little for a conversion", where="--max-ram", fix=f"give at least {-(-least >> 20)}M")
     return min(DEFAULT_SLICE, room)
-
-
-def _free_target(target: Path) -> Path:
-    target = Path.cwd() / target
-    try:
-        target.lstat()
-    except FileNotFoundError:
-        return target
-    except (OSError, ValueError) as error:  # below a file, too long, or no path at all
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise BundleError(f"cannot write: {reason}", where=target, fix="choose another -o") from error
-    raise BundleError("the target exists already", where=target, fix="remove it or choose another -o")
-
-
-def _make_partial(target: Path) -> Path:
-    """The hidden folder that becomes the bundle; what killed conversions to this target left behind is cleared away."""
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{_escape_glob(target.name)}.partial-*"):
-            owner = re.fullmatch(r".*\.partial-(\d+)", left.name)
-            if owner and not _alive(int(owner[1])):
-                shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise _write_error(error, target) from error
-    return partial
-
-
-def _escape_glob(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _alive(pid: int) -> bool:
-    if os.name != "posix":
-        return True  # elsewhere signal 0 is no harmless question
-    if pid == os.getpid():
-        return False  # an earlier conversion of this very process: it has ended
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (OSError, OverflowError):
-        return True  # somebody else's process, or a system that cannot tell
-    return True
-
-
-def _check_disk(target: Path, size: int) -> None:
-    parent = next(folder for folder in target.parents if folder.exists())
-    free = shutil.disk_usage(parent).free
-    if free < size + (64 << 20):
-        raise ResourceError(
-            f"the bundle needs {(size >> 20) + 64} MB and {free >> 20} MB are free",
-            where=parent,
-            fix="make room or choose another -o",
-        )
 
 
 def _write_text(folder: Path, text: Text) -> TextPolicy:
@@ -254,10 +194,3 @@ def _rename(partial: Path, target: Path) -> None:
         if target.exists():
             raise BundleError("the target appeared during the conversion", where=target, fix="choose another -o") from error
         raise
-
-
-def _write_error(error: OSError, target: Path) -> EdgeError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ResourceError("the disk is full", where=target, fix="make room or choose another -o; nothing was left behind")
-    reason = error.strerror or str(error)
-    return BundleError(f"cannot write: {reason}", where=target, fix="check the path and its permissions")

@@ -109,6 +109,10 @@ class Tokenizer:
         token = self._backend.id_to_token(token_id)
         return b"" if token is None else self._spelling.bytes_of(token, literal=token_id in self._literal)
 
+    def spelling(self, token_id: int) -> str | None:
+        """A token as the vocabulary spells it, special ones too; None for an id without a token."""
+        return self._backend.id_to_token(token_id)
+
     @property
     def strips_first_space(self) -> bool:
         """Whether a text's first space is the tokenizer's own and is left out."""

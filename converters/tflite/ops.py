@@ -62,6 +62,7 @@ class TfliteOps:
         tokens: T.
         weight: the tensor of a weight in this subgraph, over data shared with the others.
         grids: of the cache, by layer, where keys and values are kept in 8 bit.
+        capacity: slots of the cache in the file.
     """
 
     def __init__(
@@ -70,8 +71,10 @@ class TfliteOps:
         tokens: int,
         weight: Callable[[Subgraph, Weight], Tensor],
         grids: Sequence[CacheGrid] = (),
+        capacity: int = CAPACITY,
     ) -> None:
         self.graph = graph
+        self._capacity = capacity
         self._grids = grids
         self._tokens = tokens
         self._weight = weight
@@ -152,7 +155,7 @@ class TfliteOps:
         size = window or 0
         if size not in positions.masks:
             name = f"mask_{size}" if size else "mask"
-            positions.masks[size] = self.graph.input(name, (1, 1, self._tokens, CAPACITY), np.float32)
+            positions.masks[size] = self.graph.input(name, (1, 1, self._tokens, self._capacity), np.float32)
         return positions.masks[size]
 
     def _start(self, axis: int, positions: Positions) -> Tensor:
@@ -192,10 +195,10 @@ class TfliteOps:
         tokens, heads, size = new.shape
         if transposed:
             rows = self._reshape(self._transpose(new, 1, 2, 0), (1, heads, size, tokens))
-            shape, axis = (1, heads, size, CAPACITY), 3
+            shape, axis = (1, heads, size, self._capacity), 3
         else:
             rows = self._reshape(self._transpose(new, 1, 0, 2), (1, heads, tokens, size))
-            shape, axis = (1, heads, CAPACITY, size), 2
+            shape, axis = (1, heads, self._capacity, size), 2
         grid = None
         if codes:
             grid = Grid(np.ones(1, np.float32))  # the channels' scales were applied

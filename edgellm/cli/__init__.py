@@ -30,6 +30,7 @@ EXTRAS = {
     "onnxruntime": "edgellm[onnx]",
     "ai_edge_litert": "edgellm[tflite]",
     "tflite_runtime": "edgellm[tflite-runtime]",
+    "litert_lm_builder": "edgellm[litertlm]",
 }
 
 

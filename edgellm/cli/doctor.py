@@ -13,6 +13,7 @@ from edgellm.cli._options import readable
 PACKAGES = (
     ("onnxruntime", "runs ONNX bundles", "to run bundles", "pip install 'edgellm[onnx]'"),
     ("ai-edge-litert", "runs TFLite bundles, and makes them", "for TFLite bundles", "pip install 'edgellm[tflite]'"),
+    ("litert-lm-builder", "packs bundles for LiteRT-LM", "to export for LiteRT-LM", "pip install 'edgellm[litertlm]'"),
     ("onnx", "makes ONNX bundles", "to convert models", "pip install 'edgellm[convert]'"),
     ("huggingface-hub", "fetches models from the hub", "to convert models", "pip install 'edgellm[convert]'"),
 )

@@ -179,29 +179,6 @@ def test_a_killed_conversion_leaves_no_bundle(large: Path, tmp_path: Path, runti
     assert left_in(tmp_path) == ["out"]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path: Path) -> Callable[[int], Path]:
-    """A file system of a few megabytes, where this user may mount one."""
-    mounted: list[Path] = []
-
-    def mount(megabytes: int) -> Path:
-        folder = tmp_path / "disk"
-        folder.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
-        try:
-            failed = subprocess.run(command, capture_output=True, check=False).returncode != 0
-        except FileNotFoundError:
-            failed = True
-        if failed:
-            pytest.skip("may not mount a file system here")
-        mounted.append(folder)
-        return folder
-
-    yield mount  # type: ignore[misc]
-    for folder in mounted:
-        subprocess.run(["umount", "-l", str(folder)], check=False)
-
-
 def test_a_disk_that_is_too_small_is_said_before_the_work(large: Path, tiny_disk: Callable[[int], Path]) -> None:
     disk = tiny_disk(8)
     with pytest.raises(ResourceError, match=r"the bundle needs \d+ MB and \d+ MB are free; make room"):
