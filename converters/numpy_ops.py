@@ -19,6 +19,7 @@ from edgellm.converters.ops import Linear
 from edgellm.converters.quantizers import Quantize, rtn
 from edgellm.converters.weights import Array, Weight
 from edgellm.errors import UsageError
+from edgellm.scheme import CacheGrid
 from edgellm.spec import Activation, AttentionSpec, ModelSpec, Rotary
 
 Selection = Literal["last", "all", "none"]
@@ -69,14 +70,20 @@ class NumpyOps:
         cache: where cached attention keeps keys and values.
         quantize: makes the codes of a weight whose scheme is set; the weight is then used as dequantized.
         arrays: weights that were converted before, by name; share one dict between several NumpyOps over one model.
+        grids: of the cache, by layer, where keys and values are kept in 8 bit.
     """
 
     def __init__(
-        self, cache: NumpyCache | None = None, quantize: Quantize = rtn.quantize, arrays: dict[str, Array] | None = None
+        self,
+        cache: NumpyCache | None = None,
+        quantize: Quantize = rtn.quantize,
+        arrays: dict[str, Array] | None = None,
+        grids: Sequence[CacheGrid] = (),
     ) -> None:
         self.cache = NumpyCache() if cache is None else cache
         self._quantize = quantize
         self._arrays = {} if arrays is None else arrays
+        self._grids = grids
 
     def positions(self, tokens: int, logits: Selection = "last") -> NumpyPositions:
         """The handle of a call that adds `tokens` tokens; `advance` after it."""
@@ -114,11 +121,15 @@ class NumpyOps:
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int, positions: NumpyPositions) -> Tensor:
         batch, tokens, _ = q.shape
-        query = _heads(q, spec.heads)
-        key, value = _heads(k, spec.kv_heads), _heads(v, spec.kv_heads)
+        query = heads_of(q, spec.heads)
+        key, value = heads_of(k, spec.kv_heads), heads_of(v, spec.kv_heads)
         at = np.arange(positions.start, positions.start + tokens) if spec.cached else np.arange(tokens)
         if spec.rotary is not None:
             query, key = rotate(query, spec.rotary, at), rotate(key, spec.rotary, at)
+        if self._grids:
+            grid = self._grids[layer]
+            centers = grid.centers[:, None]
+            key, value = rounded(key - centers, grid.keys) + centers, rounded(value, grid.values)
         if spec.cached:
             key, value = self.cache.append(layer, positions.start, key, value)
         # query heads of one group are rows of one product: no key or value is repeated in memory
@@ -205,6 +216,12 @@ def rotate(x: Tensor, rotary: Rotary, at: NDArray[np.int64]) -> Tensor:
     return np.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
 
 
+def rounded(x: Tensor, scales: Array) -> Tensor:
+    """x [B, heads, T, d] on the 8-bit grid with a scale a channel, [heads, d]."""
+    codes: Tensor = np.clip(np.rint(x / scales[:, None]), -127, 127)
+    return codes * scales[:, None]
+
+
 def visible(at: NDArray[np.int64], keys: int, window: int | None) -> NDArray[np.bool_]:
     """Which of `keys` positions a query at each of `at` may see: [T, keys]."""
     distance = at[:, None] - np.arange(keys)
@@ -218,7 +235,7 @@ def softmax(scores: Tensor) -> Tensor:
     return shares
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def heads_of(x: Tensor, heads: int) -> Tensor:
     """[B, T, heads * d] to [B, heads, T, d]."""
     return x.reshape(*x.shape[:2], heads, -1).swapaxes(1, 2)
 

@@ -83,8 +83,9 @@ class KVLayout:
         past_key, past_value, present_key, present_value: tensor names with `{layer}` in them.
         axes: meaning of each axis.
         kv_heads, head_dim: sizes of those axes.
-        dtype: numpy name of the element type.
+        dtype: numpy name of the element type; int8 codes have their scales in the graph.
         capacity: who owns the sequence axis: "session" (ONNX) or "model" (TFLite).
+        key_axes: meaning of each axis of the keys, where it is not that of the values; empty: the same.
     """
 
     layers: tuple[int, ...]
@@ -97,6 +98,7 @@ class KVLayout:
     head_dim: int
     dtype: str
     capacity: str
+    key_axes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from types import NoneType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
+from edgellm.converters.calibration import CacheRange, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
 from edgellm.scheme import Recipe
@@ -46,6 +47,7 @@ def convert(
     quant: str = "int4",
     method: str = "rtn",
     block_size: int = 32,
+    kv: str = "fp32",
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
     max_context: int | None = None,
@@ -62,6 +64,7 @@ def convert(
         method: quantization method: a file of `converters/quantizers`.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
             One for both has to suit both.
+        kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -79,21 +82,26 @@ def convert(
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.data import source_bytes
     from edgellm.converters.recipes import recipe as make_recipe
+    from edgellm.converters.weights import Weight
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_ends = targets.chosen(target)
     quantize = quantizers.find(method)
-    recipes = {name: make_recipe(quant, method, block_size, back_end.grid) for name, back_end in back_ends.items()}
-    recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
+    recipes = {name: make_recipe(quant, method, block_size, back_end.grid, kv) for name, back_end in back_ends.items()}
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        plans = {name: back_end.plan(spec, tensors, recipes[name]) for name, back_end in back_ends.items()}
+        cache: tuple[CacheRange, ...] = ()
+        if any(recipe.kv == 8 for recipe in recipes.values()):
+            found = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
+            cache = found.cache
+            recipes = {name: replace(recipe, calibration=found.digest) for name, recipe in recipes.items()}
+        plans = {name: back_end.plan(spec, tensors, recipes[name], cache) for name, back_end in back_ends.items()}
         layouts = [plan.layout for plan in plans.values()]
         _check_disk(folder, sum(layout.size for layout in layouts))
         made = [parent for parent in folder.parents if not parent.exists()]
@@ -107,6 +115,7 @@ def convert(
                 if progress is not None:
                     progress(Progress(done, total, name))
 
+            recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
             policy = _write_text(partial, text)
             every = list(plans.values())
             targets.write(every, partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)

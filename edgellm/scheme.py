@@ -79,6 +79,23 @@ class QTensor:
         return values.reshape(self.shape[0], -1)[:, : self.shape[1]]
 
 
+@dataclass(frozen=True, eq=False)
+class CacheGrid:
+    """Keys and values of one layer in 8 bit: `value ≈ code * scale + center`, codes from -127 to 127.
+
+    Attention does not see the centers of keys: a query's products with them are the same for every slot, and softmax takes
+    no notice of what all scores have in common. So centers are only where scores reach softmax as they are.
+
+    Attributes:
+        keys, values: scales, float32 [kv_heads, head_dim], positive; of keys after rotation.
+        centers: of keys, float32 [kv_heads, head_dim].
+    """
+
+    keys: NDArray[np.float32]
+    values: NDArray[np.float32]
+    centers: NDArray[np.float32]
+
+
 @dataclass(frozen=True)
 class Rule:
     """Tensors whose canonical name matches `pattern` (shell style) get `scheme`; None keeps float32."""
@@ -89,11 +106,18 @@ class Rule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Which tensor gets which scheme: the first matching rule wins, and what none names stays float32."""
+    """Which tensor gets which scheme: the first matching rule wins, and what none names stays float32.
+
+    Attributes:
+        kv: bits of keys and values, 8 or 32.
+        calibration: sha256 of the token ids by which static scales were found, or None where there are none.
+    """
 
     name: str
     method: str
     rules: tuple[Rule, ...] = ()
+    kv: int = 32
+    calibration: str | None = None
 
     def scheme(self, tensor: str) -> Scheme | None:
         """The scheme of the tensor with this canonical name."""

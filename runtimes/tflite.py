@@ -4,7 +4,7 @@ One signature a token count: `decode` for a step, `prefill_T` for chunks of a pr
 at every position. A prompt goes through chunks but for its last token, which is a step, so that it gets logits.
 
     tokens, input_pos int32 [T]                 mask, mask_W float32 [1, 1, T, S]: 0 where a query sees a slot, else HIDDEN
-    kv_cache_{k,v}_N float32 [1, kv_heads, S, head_dim], the same buffer in and out
+    kv_cache_{k,v}_N float32 [1, kv_heads, S, head_dim], the same buffer in and out; int8 keys are [1, kv_heads, head_dim, S]
     logits float32 [T, vocab]
 
 S, the cache's capacity, is a property of the loaded model's inputs, and each session has buffers of its own size: a signature
@@ -16,6 +16,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import importlib.metadata
+import math
 import os
 import re
 import sys
@@ -36,9 +37,10 @@ from edgellm.runtimes.weight_cache import packed_weights
 
 NAME, PACKAGE = "tflite", "ai-edge-litert"
 DECODE, PREFILL, LOGITS, TOKENS = "decode", "prefill_", "logits_", "tokens"
-POSITIONS, CACHE = "input_pos", "kv_cache_"
+POSITIONS = "input_pos"
 AXES = ("batch", "kv_heads", "capacity", "head_dim")
-STEP = 256  # slots: attention costs by capacity, so it grows by steps and does not double
+KEY_AXES = (AXES, ("batch", "kv_heads", "head_dim", "capacity"))
+STEPS = {"float32": 128, "int8": 64}  # slots: attention costs by capacity, so it grows by steps and does not double
 MASK = re.compile(r"mask(?:_(\d{1,9}))?")
 STDERR = 2
 HIDDEN = np.float32(-1e9)  # finite: a row of which nothing is visible must not become NaN
@@ -77,7 +79,7 @@ class Signature:
     Attributes:
         tokens: T.
         inputs, outputs: names in order.
-        shapes: of the inputs, as they are in the file.
+        shapes, dtypes: of the inputs, as they are in the file.
         masks: window of every mask, by its name.
         capacity: S that its inputs have now; 0 before the first run.
     """
@@ -88,6 +90,7 @@ class Signature:
     inputs: list[str]
     outputs: list[str]
     shapes: dict[str, list[int]]
+    dtypes: dict[str, np.dtype[Any]]
     masks: dict[str, int]
     capacity: int = 0
 
@@ -123,34 +126,61 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
 def _signature(compiled: Any, name: str, parts: Mapping[str, Sequence[str]]) -> Signature:
     details = compiled.get_input_tensor_details(name)
     shapes = {each: [int(size) for size in details[each]["shape"]] for each in parts["inputs"]}
+    dtypes = {each: np.dtype(details[each]["dtype"]) for each in parts["inputs"]}
     masks = {each: int(match[1] or 0) for each in parts["inputs"] if (match := MASK.fullmatch(each))}
     tokens = (shapes.get(TOKENS) or [0])[0]
     return Signature(
-        compiled.get_signature_index(name), name, tokens, list(parts["inputs"]), list(parts["outputs"]), shapes, masks
+        compiled.get_signature_index(name), name, tokens, list(parts["inputs"]), list(parts["outputs"]), shapes, dtypes, masks
     )
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Keys or values of one layer: [1, heads, S, width], or [1, heads, width, S] with the slots along axis 3."""
+
+    heads: int
+    width: int
+    axis: int
+    dtype: np.dtype[Any]
+
+    def shape(self, slots: int) -> tuple[int, ...]:
+        """With room for `slots` tokens."""
+        return (1, self.heads, slots, self.width) if self.axis == 2 else (1, self.heads, self.width, slots)
+
+    def first(self, slots: int) -> tuple[slice, ...]:
+        """The index of the first tokens."""
+        return (*[slice(None)] * self.axis, slice(slots))
+
+
+def _caches(graph: Graph) -> dict[str, Cache]:
+    """What the manifest says of the cache, by the names of its tensors."""
+    caches: dict[str, Cache] = {}
+    for layout in graph.kv:
+        for template, axes in ((layout.past_key, layout.key_axes or layout.axes), (layout.past_value, layout.axes)):
+            cache = Cache(layout.kv_heads, layout.head_dim, axes.index("capacity"), np.dtype(layout.dtype))
+            caches |= {template.replace("{layer}", str(layer)): cache for layer in layout.layers}
+    return caches
 
 
 def _is_as_said(model: Model, graph: Graph, vocab: int) -> bool:
     """Whether the graph has what the manifest says, and what a session needs: buffers are made from it."""
-    if any(layout.capacity != "model" or layout.axes != AXES or layout.dtype != "float32" for layout in graph.kv):
-        return False
-    caches = {
-        template.replace("{layer}", str(layer)): [1, layout.kv_heads, layout.head_dim]
-        for layout in graph.kv
-        for layer in layout.layers
-        for template in (layout.past_key, layout.past_value)
-    }
+    for layout in graph.kv:
+        keys = layout.key_axes or layout.axes
+        if layout.capacity != "model" or layout.axes != AXES or keys not in KEY_AXES or layout.dtype not in STEPS:
+            return False
+    caches = _caches(graph)
     for name, signature in model.signatures.items():
         tokens, shapes = signature.tokens, signature.shapes
         if any(len(shape) != 4 for each, shape in shapes.items() if each not in (TOKENS, POSITIONS)):
             return False
-        found = {each: [*shape[:2], *shape[3:]] for each, shape in shapes.items()}
+        slots = next((shapes[mask][3] for mask in signature.masks), 0)
         wanted = {
-            **caches,
-            **{mask: [1, 1, shapes[mask][3]] for mask in signature.masks},
-            TOKENS: [tokens],
-            POSITIONS: [tokens],
+            **{each: (cache.shape(slots), cache.dtype) for each, cache in caches.items()},
+            **{mask: ((1, 1, tokens, slots), np.dtype(np.float32)) for mask in signature.masks},
+            TOKENS: ((tokens,), np.dtype(np.int32)),
+            POSITIONS: ((tokens,), np.dtype(np.int32)),
         }
+        found = {each: (tuple(shape), signature.dtypes[each]) for each, shape in shapes.items()}
         if tokens < 1 or found != wanted or not caches.keys() <= set(signature.outputs):
             return False
         if not name.startswith(PREFILL):
@@ -171,6 +201,8 @@ class TfliteRuntime:
         self.max_context = max_context
         self.model: Any = model.compiled
         self.graph = graph
+        self.caches = _caches(graph)
+        self.step = max(STEPS[cache.dtype.name] for cache in self.caches.values())
         self.vocab = vocab
         self.lock = threading.RLock()
         signatures = model.signatures.values()
@@ -201,8 +233,8 @@ class TfliteRuntime:
             shape = signature.shapes[name]
             if name in signature.masks:
                 shape = [*shape[:3], capacity]
-            elif name.startswith(CACHE):
-                shape = [*shape[:2], capacity, shape[3]]
+            elif name in self.caches:
+                shape = list(self.caches[name].shape(capacity))
             else:
                 continue
             self.model.resize_input_tensor(index, shape, signature.index, strict=False)
@@ -297,10 +329,11 @@ class TfliteSession(TokenCache):
         if signature.name not in self._buffers:
             create, by_name = runtime.model.create_input_buffer_by_name, {}
             for name in signature.inputs:
-                if name.startswith(CACHE):
+                if name in runtime.caches:
                     if name not in self._kv:
+                        cache = runtime.caches[name]
                         self._kv[name] = create(signature.name, name)
-                        self._kv[name].write(np.zeros(self._cache_size(signature, name), np.float32))
+                        self._kv[name].write(np.zeros(cache.shape(self._capacity), cache.dtype))
                     by_name[name] = self._kv[name]
                 else:
                     by_name[name] = create(signature.name, name)
@@ -311,16 +344,12 @@ class TfliteSession(TokenCache):
             self._buffers[signature.name] = inputs, outputs, by_name
         return self._buffers[signature.name]
 
-    def _cache_size(self, signature: Signature, name: str) -> int:
-        shape = signature.shapes[name]
-        return shape[1] * self._capacity * shape[3]
-
     def _reserve(self, slots: int) -> None:
         """Room for `slots` tokens and padding; what is in the cache is kept."""
         if slots <= self._capacity:
             return
         runtime, decode, old_capacity = self._runtime, self._runtime.decode, self._capacity
-        capacity = -(-slots // STEP) * STEP
+        capacity = -(-slots // runtime.step) * runtime.step
         memory.check_growth(
             runtime.graph, capacity, capacity
         )  # the old cache goes layer by layer, the new one is whole at once
@@ -329,10 +358,11 @@ class TfliteSession(TokenCache):
         grown = {name: runtime.model.create_input_buffer_by_name(DECODE, name) for name in self._kv}
         old, self._kv, self._buffers, self._capacity = self._kv, grown, {}, capacity
         for name, buffer in grown.items():
-            _, heads, _, width = decode.shapes[name]
-            values = np.zeros((heads, capacity, width), np.float32)
-            kept = old.pop(name).read(heads * old_capacity * width, np.float32).reshape(heads, old_capacity, width)
-            values[:, : self._length] = kept[:, : self._length]
+            cache = runtime.caches[name]
+            values = np.zeros(cache.shape(capacity), cache.dtype)
+            there = cache.shape(old_capacity)
+            kept = cache.first(self._length)
+            values[kept] = old.pop(name).read(math.prod(there), cache.dtype).reshape(there)[kept]
             buffer.write(values)
 
 

@@ -10,6 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgellm.converters import targets
+from edgellm.converters.calibration import CacheRange
 from edgellm.converters.onnx import export
 from edgellm.converters.quantizers import rtn
 from edgellm.converters.weights import LazyTensor
@@ -18,6 +19,7 @@ from edgellm.spec import ModelSpec
 
 FP32 = Recipe("fp32", "none")
 NO_LOGITS = 1 << 40
+CACHE_TYPES = {"tensor(float)": np.float32, "tensor(int8)": np.int8}
 
 
 def exported(
@@ -26,9 +28,10 @@ def exported(
     tensors: Callable[[str], LazyTensor],
     recipe: Recipe = FP32,
     accuracy_level: int = export.FLOAT_ACTIVATIONS,
+    cache: Sequence[CacheRange] = (),
 ) -> OnnxModel:
     """Export into `folder` in deliberately small slices, and open the graph."""
-    plan = export.plan(spec, tensors, recipe, accuracy_level)
+    plan = export.plan(spec, tensors, recipe, cache, accuracy_level)
     targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     return OnnxModel(folder / plan.graph.file)
 
@@ -44,7 +47,7 @@ class OnnxModel:
         self._cache = {
             tensor.name: onnxruntime.OrtValue.ortvalue_from_numpy(
                 # what lies beyond the sequence must not matter
-                np.full([1, tensor.shape[1], capacity, tensor.shape[3]], 1e4, np.float32)
+                np.full([1, tensor.shape[1], capacity, tensor.shape[3]], 100, CACHE_TYPES[tensor.type])
             )
             for tensor in self.session.get_inputs()
             if tensor.name.startswith("past")

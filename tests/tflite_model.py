@@ -9,6 +9,7 @@ import numpy as np
 
 from edgellm.bundle import sha256_file
 from edgellm.converters import targets
+from edgellm.converters.calibration import CacheRange
 from edgellm.converters.numpy_ops import NumpyOps, Tensor
 from edgellm.converters.ops import Linear
 from edgellm.converters.quantizers import rtn
@@ -22,10 +23,15 @@ FP32 = Recipe("fp32", "none")
 
 
 def exported(
-    folder: Path, spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe = FP32, threads: int = 1
+    folder: Path,
+    spec: ModelSpec,
+    tensors: Callable[[str], LazyTensor],
+    recipe: Recipe = FP32,
+    threads: int = 1,
+    cache: Sequence[CacheRange] = (),
 ) -> TfliteRuntime:
     """Export into `folder` in deliberately small slices, and load the graph."""
-    plan = export.plan(spec, tensors, recipe)
+    plan = export.plan(spec, tensors, recipe, cache)
     targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     path = folder / plan.graph.file
     model = open_model(path, sha256_file(path), threads)

@@ -1,7 +1,7 @@
 """Export a model as an ONNX graph with external data: `model.onnx` and `model.onnx.data`.
 
     inputs   input_ids int64 [B, T], attention_mask int64 [B, past + T] of ones,
-             past_key_values.N.{key,value} float32 [B, kv_heads, capacity, head_dim],
+             past_key_values.N.{key,value} float32 or int8 [B, kv_heads, capacity, head_dim],
              logits_start int64 [1], optional: first new position whose logits are wanted; -1 (the default) is the last
     outputs  logits float32 [B, selected, vocab],
              present.N.{key,value}, which share the buffers of the past
@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
+from edgellm.converters.calibration import CacheRange
 from edgellm.converters.data import DataLayout
 from edgellm.converters.decoder import decode
 from edgellm.converters.onnx import genai_config
@@ -60,7 +61,11 @@ class OnnxPlan:
 
 
 def plan(
-    spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, accuracy_level: int = INT8_ACTIVATIONS
+    spec: ModelSpec,
+    tensors: Callable[[str], LazyTensor],
+    recipe: Recipe,
+    cache: Sequence[CacheRange] = (),
+    accuracy_level: int = INT8_ACTIVATIONS,
 ) -> OnnxPlan:
     """Build the graph and lay out its data; no weight is read.
 
@@ -70,11 +75,13 @@ def plan(
     _check_grids(recipe)
     layout = DataLayout()
     builder = GraphBuilder(layout, DATA_FILE)
-    ops = OnnxOps(builder, spec.max_context, accuracy_level)
+    ops = OnnxOps(builder, spec.max_context, accuracy_level, [each.grid(centered=False) for each in cache])
     positions = ops.positions("input_ids", "attention_mask", "logits_start")
     logits = decode(spec, on_grids(tensors, recipe), ops, Value("input_ids"), positions)
     builder.node("Identity", [ops.name(logits)], ["logits"])
-    return OnnxPlan(spec, _model(spec, builder), layout, Graph(GRAPH_FILE, _kv_layouts(spec), (GRAPH_FILE, DATA_FILE)))
+    dtype = "int8" if cache else "float32"
+    graph = Graph(GRAPH_FILE, _kv_layouts(spec, dtype), (GRAPH_FILE, DATA_FILE))
+    return OnnxPlan(spec, _model(spec, builder, dtype), layout, graph)
 
 
 def grid(bits: int, block: int) -> Scheme:
@@ -92,7 +99,7 @@ def _check_grids(recipe: Recipe) -> None:
             raise UsageError(f"onnxruntime has no kernels for {scheme.bits} bits", where="recipe", fix="choose 4 or 8 bits")
 
 
-def _model(spec: ModelSpec, builder: GraphBuilder) -> ModelProto:
+def _model(spec: ModelSpec, builder: GraphBuilder, kv_dtype: str) -> ModelProto:
     builder.initializers.append(helper.make_tensor("logits_start", TensorProto.INT64, [1], [-1]))
     inputs = [
         _info("input_ids", TensorProto.INT64, ["batch", "tokens"]),
@@ -100,12 +107,13 @@ def _model(spec: ModelSpec, builder: GraphBuilder) -> ModelProto:
         _info("logits_start", TensorProto.INT64, [1]),
     ]
     outputs = [_info("logits", TensorProto.FLOAT, ["batch", 1, spec.vocab_size])]
+    element = TensorProto.INT8 if kv_dtype == "int8" else TensorProto.FLOAT
     for layer in range(len(spec.layers)):
         attention = spec.attention(layer)
         shape: list[str | int] = ["batch", attention.kv_heads, "capacity", _padded(attention.head_dim)]
         for past, present in ((PAST_KEY, PRESENT_KEY), (PAST_VALUE, PRESENT_VALUE)):
-            inputs.append(_info(past.format(layer=layer), TensorProto.FLOAT, shape))
-            outputs.append(_info(present.format(layer=layer), TensorProto.FLOAT, shape))
+            inputs.append(_info(past.format(layer=layer), element, shape))
+            outputs.append(_info(present.format(layer=layer), element, shape))
     graph = helper.make_graph(builder.nodes, spec.architecture, inputs, outputs, builder.initializers)
     opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(CONTRIB, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name="edgellm")
@@ -119,7 +127,7 @@ def _padded(head_dim: int) -> int:
     return math.ceil(head_dim / 8) * 8
 
 
-def _kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
+def _kv_layouts(spec: ModelSpec, dtype: str) -> tuple[KVLayout, ...]:
     """One layout a kind of attention that the model has."""
     layouts = []
     for kind in dict.fromkeys(spec.layers):
@@ -134,7 +142,7 @@ def _kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
                 axes=("batch", "kv_heads", "capacity", "head_dim"),
                 kv_heads=attention.kv_heads,
                 head_dim=_padded(attention.head_dim),
-                dtype="float32",
+                dtype=dtype,
                 capacity="session",
             )
         )

@@ -40,7 +40,9 @@ class GraphBuilder:
         self.node(op, inputs, [output], domain, **attributes)
         return output
 
-    def node(self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: int | float) -> None:
+    def node(
+        self, op: str, inputs: Sequence[str], outputs: Sequence[str], domain: str = "", **attributes: int | float | str
+    ) -> None:
         """Add a node."""
         node = NodeProto(op_type=op, name=f"{op}.{len(self.nodes)}", domain=domain, input=inputs, output=outputs)
         node.attribute.extend(helper.make_attribute(key, value) for key, value in attributes.items())

@@ -21,7 +21,7 @@ from onnx import TensorProto
 from edgellm.converters.onnx.graph import CONTRIB, GraphBuilder
 from edgellm.converters.ops import Linear, fusable, fuse
 from edgellm.converters.weights import LazyTensor, Weight
-from edgellm.scheme import Scheme
+from edgellm.scheme import CacheGrid, Scheme
 from edgellm.spec import Activation, AttentionSpec, Rotary
 
 END = np.iinfo(np.int64).max
@@ -66,9 +66,11 @@ class OnnxOps:
         graph: where nodes and initializers go.
         max_context: rows of the rotary tables.
         accuracy_level: of every MatMulNBits: 4 computes with int8 activations, 0 with float32.
+        grids: of the cache, by layer, where keys and values are kept in 8 bit.
     """
 
-    def __init__(self, graph: GraphBuilder, max_context: int, accuracy_level: int) -> None:
+    def __init__(self, graph: GraphBuilder, max_context: int, accuracy_level: int, grids: Sequence[CacheGrid] = ()) -> None:
+        self._grids = grids
         self.graph = graph
         self._max_context = max_context
         self._accuracy_level = accuracy_level
@@ -119,10 +121,16 @@ class OnnxOps:
         cos, sin = self._rotary_tables(rotary) if rotary is not None and native_rotary else ("", "")
         past = [f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"]
         present = [f"present.{layer}.key", f"present.{layer}.value"]
+        inputs += [*past, positions.seqlens_k, positions.total, cos, sin]
+        quantized: dict[str, int | str] = {}
+        if self._grids:
+            grid = self._grids[layer]
+            inputs += ["", "", "", *(self.graph.constant(_padded(scales, padded)) for scales in (grid.keys, grid.values))]
+            quantized = {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         output = self.graph.new("attention")
         self.graph.node(
             "GroupQueryAttention",
-            [*inputs, *past, positions.seqlens_k, positions.total, cos, sin],
+            inputs,
             [output, *present],
             CONTRIB,
             num_heads=spec.heads,
@@ -131,6 +139,7 @@ class OnnxOps:
             do_rotary=int(native_rotary),
             local_window_size=-1 if spec.window is None else spec.window,
             softcap=spec.softcap or 0.0,
+            **quantized,
         )
         return Value(self._unpad_heads(output, spec.heads, spec.head_dim, padded))
 
@@ -293,6 +302,11 @@ class OnnxOps:
             names = self.graph.float_tensor(f"rotary.{index}.cos", cos), self.graph.float_tensor(f"rotary.{index}.sin", sin)
             self._rotary[rotary] = names
         return self._rotary[rotary]
+
+
+def _padded(scales: NDArray[np.float32], width: int) -> NDArray[np.float32]:
+    """Scales [kv_heads, d] as attention takes them, [1, kv_heads, 1, width]; the channels of padding are always zero."""
+    return np.pad(scales, ((0, 0), (0, width - scales.shape[1])), constant_values=1)[None, :, None]
 
 
 class RotaryTable(LazyTensor):

@@ -6,12 +6,12 @@
 
 Each takes `tokens` int32 [T], `input_pos` int32 [T], `mask` (and `mask_W` where layers have a window of W) float32
 [1, 1, T, S], and per layer `kv_cache_k_N`, `kv_cache_v_N` float32 [1, kv_heads, S, head_dim], which it returns with the new
-tokens in them. S is resized at run time.
+tokens in them. S is resized at run time. An 8-bit cache has int8 codes, and its keys are [1, kv_heads, head_dim, S].
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
+from edgellm.converters.calibration import CacheRange
 from edgellm.converters.data import ALIGNMENT, DataLayout
 from edgellm.converters.decoder import decode
 from edgellm.converters.tflite.data import QuantizedJob
@@ -32,6 +33,8 @@ from edgellm.spec import ModelSpec
 GRAPH_FILE = "model.tflite"
 SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
 BLOCKS = (32, 64, 128)
+AXES = ("batch", "kv_heads", "capacity", "head_dim")
+KEY_AXES_INT8 = ("batch", "kv_heads", "head_dim", "capacity")
 KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"
 
 
@@ -62,8 +65,11 @@ class TflitePlan:
         """Nothing: other runtimes get an export of their own."""
 
 
-def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) -> TflitePlan:
+def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, cache: Sequence[CacheRange] = ()) -> TflitePlan:
     """Build the subgraphs and lay out their data; no weight is read.
+
+    Args:
+        cache: what its keys and values lie between, by layer, for one in 8 bit.
 
     Raises:
         UsageError: the recipe has a grid that the kernels do not take.
@@ -75,13 +81,14 @@ def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe) 
     subgraphs = []
     for name, tokens, has_logits in SIGNATURES:
         graph = Subgraph(name, shared)
-        ops = TfliteOps(graph, tokens, store.tensor)
+        ops = TfliteOps(graph, tokens, store.tensor, [each.grid(centered=True) for each in cache])
         ids = graph.input("tokens", (tokens,), np.int32)
         logits = decode(spec, weights, ops, ids, ops.positions())
         if has_logits:
             graph.output("logits", logits)
         subgraphs.append(graph)
-    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, _kv_layouts(spec), (GRAPH_FILE,)))
+    kv = _kv_layouts(spec, "int8" if cache else "float32")
+    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, kv, (GRAPH_FILE,)))
 
 
 def grid(bits: int, block: int) -> Scheme:
@@ -139,7 +146,7 @@ def _check_grid(weight: Weight, scheme: Scheme) -> None:
         )
 
 
-def _kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
+def _kv_layouts(spec: ModelSpec, dtype: str) -> tuple[KVLayout, ...]:
     """One layout a kind of attention that the model has."""
     return tuple(
         KVLayout(
@@ -148,10 +155,11 @@ def _kv_layouts(spec: ModelSpec) -> tuple[KVLayout, ...]:
             past_value=VALUE,
             present_key=KEY,
             present_value=VALUE,
-            axes=("batch", "kv_heads", "capacity", "head_dim"),
+            axes=AXES,
             kv_heads=spec.kinds[kind].kv_heads,
             head_dim=spec.kinds[kind].head_dim,
-            dtype="float32",
+            dtype=dtype,
+            key_axes=KEY_AXES_INT8 if dtype == "int8" else (),
             capacity="model",
         )
         for kind in dict.fromkeys(spec.layers)

@@ -28,6 +28,7 @@ TYPES = {
     np.dtype(np.float32): schema.TensorType.FLOAT32,
     np.dtype(np.float16): schema.TensorType.FLOAT16,
     np.dtype(np.int32): schema.TensorType.INT32,
+    np.dtype(np.int8): schema.TensorType.INT8,
 }
 
 
@@ -89,9 +90,9 @@ class Subgraph:
     outputs: dict[str, Tensor] = field(default_factory=dict)
     _constants: dict[tuple[str, tuple[int, ...], bytes], Tensor] = field(default_factory=dict)
 
-    def input(self, name: str, shape: Sequence[int], dtype: type[np.generic]) -> Tensor:
+    def input(self, name: str, shape: Sequence[int], dtype: type[np.generic], grid: Grid | None = None) -> Tensor:
         """An argument of the signature."""
-        tensor = self.inputs[name] = Tensor(name, tuple(shape), TYPES[np.dtype(dtype)])
+        tensor = self.inputs[name] = Tensor(name, tuple(shape), TYPES[np.dtype(dtype)], grid=grid)
         return tensor
 
     def output(self, name: str, tensor: Tensor) -> None:
@@ -112,21 +113,19 @@ class Subgraph:
         return self.constant(np.array(values, np.int32))
 
     def emit(
-        self, op: str, inputs: Sequence[Tensor | None], shape: Sequence[int], options: Any = None, kind: int | None = None
+        self,
+        op: str,
+        inputs: Sequence[Tensor | None],
+        shape: Sequence[int],
+        options: Any = None,
+        kind: int | None = None,
+        grid: Grid | None = None,
     ) -> Tensor:
         """Add an operator with one output, of the first input's type if none is given."""
         kinds = [tensor.type for tensor in inputs if tensor is not None] if kind is None else [kind]
-        output = Tensor(op.lower(), tuple(shape), kinds[0])
+        output = Tensor(op.lower(), tuple(shape), kinds[0], grid=grid)
         self.nodes.append(Node(op, tuple(inputs), (output,), options))
         return output
-
-    def split(self, x: Tensor, sizes: Sequence[int]) -> list[Tensor]:
-        """Parts of the last axis."""
-        parts = [Tensor("part", (*x.shape[:-1], size), x.type) for size in sizes]
-        inputs = (x, self.vector(*sizes), self.constant(np.int32(len(x.shape) - 1)))
-        self.nodes.append(Node("SPLIT_V", inputs, tuple(parts), schema.SplitVOptionsT()))
-        self.nodes[-1].options.numSplits = len(sizes)
-        return parts
 
     def needed(self) -> list[Node]:
         """The nodes that the outputs need, in order."""

@@ -2,7 +2,8 @@
 
     linear      FULLY_CONNECTED with int8 or int4 weights: XNNPACK quantizes each row of activations as it comes
     embed       EMBEDDING_LOOKUP; a tied head reads the same bytes
-    attention   DYNAMIC_UPDATE_SLICE into the cache, two BATCH_MATMULs with the query heads of a group as rows of one product
+    attention   DYNAMIC_UPDATE_SLICE into the cache, two BATCH_MATMULs with the query heads of a group as rows of one product;
+                an 8-bit cache keeps its keys transposed, and is made float32 layer by layer as it is read
     norm        plain operators
 
 A subgraph has one token count T; the cache's capacity S is resized at run time, so no constant depends on it. Values are
@@ -16,10 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.converters.ops import Linear, fusable, fuse
-from edgellm.converters.tflite.graph import Subgraph, Tensor, schema
+from edgellm.converters.tflite.graph import Grid, Subgraph, Tensor, schema
 from edgellm.converters.weights import Weight
+from edgellm.scheme import CacheGrid
 from edgellm.spec import Activation, AttentionSpec, Rotary
 
 CAPACITY = 64  # slots of the cache in the file; a runtime resizes it
@@ -32,14 +35,23 @@ class Positions:
     Attributes:
         ids: int32 [T].
         masks: by window (0 for none), float32 [1, 1, T, S]: 0 where a query sees a slot, else a large negative number.
-        rotary: cos and sin [T, 1, frequencies] by rotary.
-        start: int32 [4], where the new rows of a cache begin.
+        rotary: cos and sin [T, 1, head_dim] by rotary and head_dim.
+        starts: int32 [4], where new rows begin in a cache, by the axis of its slots.
     """
 
     ids: Tensor
     masks: dict[int, Tensor] = field(default_factory=dict)
-    rotary: dict[Rotary, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    start: Tensor | None = None
+    rotary: dict[tuple[Rotary, int], tuple[Tensor, Tensor]] = field(default_factory=dict)
+    starts: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear's result that was cut out of the product of several, from channel `start` on."""
+
+    value: Tensor
+    product: Tensor
+    start: int
 
 
 class TfliteOps:
@@ -49,12 +61,21 @@ class TfliteOps:
         graph: where nodes go.
         tokens: T.
         weight: the tensor of a weight in this subgraph, over data shared with the others.
+        grids: of the cache, by layer, where keys and values are kept in 8 bit.
     """
 
-    def __init__(self, graph: Subgraph, tokens: int, weight: Callable[[Subgraph, Weight], Tensor]) -> None:
+    def __init__(
+        self,
+        graph: Subgraph,
+        tokens: int,
+        weight: Callable[[Subgraph, Weight], Tensor],
+        grids: Sequence[CacheGrid] = (),
+    ) -> None:
         self.graph = graph
+        self._grids = grids
         self._tokens = tokens
         self._weight = weight
+        self._parts: dict[int, Part] = {}  # by the id of their value, which they keep alive
 
     # -- Ops ------------------------------------------------------------------------------------------------------
 
@@ -81,29 +102,40 @@ class TfliteOps:
         values: list[Tensor] = []
         for same in fusable(linears):
             whole = fuse(same)
-            product = self._matmul(x, whole.weight, whole.bias)
-            values += [product] if len(same) == 1 else self.graph.split(product, [each.weight.tensor.shape[0] for each in same])
+            product, start = self._matmul(x, whole.weight, whole.bias), 0
+            for each in same:
+                width = each.weight.tensor.shape[0]
+                part = self._slice(product, start, width)
+                self._parts[id(part)] = Part(part, product, start)
+                values.append(part)
+                start += width
         return values
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int, positions: Positions) -> Tensor:
         if spec.mask != "causal" or not spec.cached:
             raise NotImplementedError("the TFLite back end has cached causal attention only")
         tokens, groups, size = self._tokens, spec.heads // spec.kv_heads, spec.head_dim
-        query = self._reshape(q, (tokens, spec.heads, size))
-        key = self._reshape(k, (tokens, spec.kv_heads, size))
+        grid = self._grids[layer] if self._grids else None
+        both = self._reshape(self._joined(q, k), (tokens, spec.heads + spec.kv_heads, size))
         value = self._reshape(v, (tokens, spec.kv_heads, size))
         if spec.rotary is not None:
-            query, key = (self._rotate(x, spec.rotary, positions) for x in (query, key))
-        query = self._mul(query, np.float32(spec.scale))
+            both = self._rotate(both, spec.rotary, positions)
+        both = self._mul(both, _factors(spec, grid))
+        query = self._slice(both, 0, spec.heads, axis=1)
+        key = self._slice(both, spec.heads, spec.kv_heads, axis=1)
+        if grid is not None:
+            key = self._add(key, -grid.centers / grid.keys)
+            value = self._mul(value, 1 / grid.values)
         # [KV, groups * T, d]: the queries that share keys are rows of one product
         query = self._reshape(query, (tokens, spec.kv_heads, groups, size))
         query = self._reshape(self._transpose(query, 1, 2, 0, 3), (1, spec.kv_heads, groups * tokens, size))
-        keys, values = (self._cached(x, f"kv_cache_{name}_{layer}", spec, positions) for x, name in ((key, "k"), (value, "v")))
-        scores = self._batch_matmul(query, keys, transpose=True)
+        keys = self._appended(key, f"kv_cache_k_{layer}", positions, codes=grid is not None, transposed=grid is not None)
+        values = self._appended(value, f"kv_cache_v_{layer}", positions, codes=grid is not None, transposed=False)
+        scores = self._batch_matmul(query, keys, transpose=grid is None)
         if spec.softcap is not None:
             capped = self._unary("TANH", self._mul(scores, np.float32(1 / spec.softcap)))
             scores = self._mul(capped, np.float32(spec.softcap))
-        slots = keys.shape[2]
+        slots = scores.shape[3]
         scores = self._reshape(scores, (spec.kv_heads, groups, tokens, slots), (spec.kv_heads, groups, tokens, -1))
         scores = self._add(scores, self._mask(spec.window, positions))
         options = schema.SoftmaxOptionsT()
@@ -111,6 +143,8 @@ class TfliteOps:
         shares = self.graph.emit("SOFTMAX", [scores], scores.shape, options)
         rows = (1, spec.kv_heads, groups * tokens)
         mixed = self._batch_matmul(self._reshape(shares, (*rows, slots), (*rows, -1)), values, transpose=False)
+        if grid is not None:
+            mixed = self._mul(mixed, grid.values[:, None])
         mixed = self._transpose(self._reshape(mixed, (spec.kv_heads, groups, tokens, size)), 2, 0, 1, 3)
         return self._reshape(mixed, (tokens, spec.heads * size))
 
@@ -149,26 +183,28 @@ class TfliteOps:
             positions.masks[size] = self.graph.input(name, (1, 1, self._tokens, CAPACITY), np.float32)
         return positions.masks[size]
 
-    def _start(self, positions: Positions) -> Tensor:
-        if positions.start is None:
-            begin, size = self.graph.vector(0), self.graph.vector(1)
-            first = positions.ids
+    def _start(self, axis: int, positions: Positions) -> Tensor:
+        """Where new rows begin in a cache whose slots lie along `axis`."""
+        if axis not in positions.starts:
+            first, zero = positions.ids, self.graph.vector(0)
             if self._tokens > 1:
-                first = self.graph.emit("SLICE", [first, begin, size], (1,), schema.SliceOptionsT())
-            zeros = self.graph.vector(0, 0)
-            positions.start = self._concat([zeros, first, self.graph.vector(0)], (4,), axis=0)
-        return positions.start
+                first = self.graph.emit("SLICE", [first, zero, self.graph.vector(1)], (1,), schema.SliceOptionsT())
+            positions.starts[axis] = self._concat([first if each == axis else zero for each in range(4)], (4,), axis=0)
+        return positions.starts[axis]
 
-    def _cos_sin(self, rotary: Rotary, positions: Positions) -> tuple[Tensor, Tensor]:
-        if rotary not in positions.rotary:
+    def _cos_sin(self, rotary: Rotary, size: int, positions: Positions) -> tuple[Tensor, Tensor]:
+        """cos and sin [T, 1, size], as `_rotate` wants them; made once a call."""
+        key = rotary, size
+        if key not in positions.rotary:
             at = self.graph.emit("CAST", [positions.ids], positions.ids.shape, kind=schema.TensorType.FLOAT32)
-            frequencies = np.array(rotary.frequencies, np.float32)
-            angles = self._mul(self._reshape(at, (self._tokens, 1, 1)), frequencies)
-            pair = (self._unary("COS", angles), self._unary("SIN", angles))
-            if rotary.factor != 1:
-                pair = (self._mul(pair[0], np.float32(rotary.factor)), self._mul(pair[1], np.float32(rotary.factor)))
-            positions.rotary[rotary] = pair
-        return positions.rotary[rotary]
+            rest = np.zeros(size - rotary.dims, np.float32)  # channels that do not turn: an angle of 0
+            half = np.array(rotary.frequencies, np.float32)
+            angles = self._mul(self._reshape(at, (self._tokens, 1, 1)), np.concatenate([half, half, rest]))
+            signs = np.repeat(np.array([-1, 1, 0], np.float32), [len(half), len(half), len(rest)])
+            factors = np.where(signs == 0, np.float32(1), np.float32(rotary.factor))
+            cos, sin = self._unary("COS", angles), self._mul(self._unary("SIN", angles), signs * np.float32(rotary.factor))
+            positions.rotary[key] = (cos if rotary.factor == 1 else self._mul(cos, factors)), sin
+        return positions.rotary[key]
 
     # -- parts ----------------------------------------------------------------------------------------------------
 
@@ -179,22 +215,41 @@ class TfliteOps:
         inputs = [x, self._weight(self.graph, weight), None if bias is None else self._weight(self.graph, bias)]
         return self.graph.emit("FULLY_CONNECTED", inputs, (*x.shape[:-1], weight.tensor.shape[0]), options)
 
-    def _cached(self, new: Tensor, name: str, spec: AttentionSpec, positions: Positions) -> Tensor:
-        """Append new keys or values [T, KV, d]: the cache [1, KV, S, d]."""
-        cache = self.graph.input(name, (1, spec.kv_heads, CAPACITY, spec.head_dim), np.float32)
-        rows = self._reshape(self._transpose(new, 1, 0, 2), (1, spec.kv_heads, self._tokens, spec.head_dim))
-        updated = self.graph.emit("DYNAMIC_UPDATE_SLICE", [cache, rows, self._start(positions)], cache.shape)
+    def _appended(self, new: Tensor, name: str, positions: Positions, *, codes: bool, transposed: bool) -> Tensor:
+        """Append new keys or values [T, KV, d] to their cache; all of it as float32 [1, KV, S, d], or [1, KV, d, S]."""
+        tokens, heads, size = new.shape
+        if transposed:
+            rows = self._reshape(self._transpose(new, 1, 2, 0), (1, heads, size, tokens))
+            shape, axis = (1, heads, size, CAPACITY), 3
+        else:
+            rows = self._reshape(self._transpose(new, 1, 0, 2), (1, heads, tokens, size))
+            shape, axis = (1, heads, CAPACITY, size), 2
+        grid = None
+        if codes:
+            grid = Grid(np.ones(1, np.float32))  # the channels' scales were applied
+            rows = self.graph.emit("QUANTIZE", [rows], rows.shape, kind=schema.TensorType.INT8, grid=grid)
+        cache = self.graph.input(name, shape, np.int8 if codes else np.float32, grid)
+        updated = self.graph.emit("DYNAMIC_UPDATE_SLICE", [cache, rows, self._start(axis, positions)], shape, grid=grid)
         self.graph.output(name, updated)
-        return updated
+        return self.graph.emit("DEQUANTIZE", [updated], shape, kind=schema.TensorType.FLOAT32) if codes else updated
+
+    def _joined(self, q: Tensor, k: Tensor) -> Tensor:
+        """q [T, a] and k [T, b] side by side, [T, a + b]: cut out of their product in one piece where it has them so."""
+        width = q.shape[1] + k.shape[1]
+        first, second = self._parts.get(id(q)), self._parts.get(id(k))
+        if first is not None and second is not None and first.product is second.product:
+            return self._slice(first.product, first.start, width)
+        return self._concat([q, k], (self._tokens, width), axis=1)
 
     def _rotate(self, x: Tensor, rotary: Rotary, positions: Positions) -> Tensor:
-        """Rotate x [T, heads, d]."""
-        half, rest = rotary.dims // 2, x.shape[-1] - rotary.dims
-        parts = self.graph.split(x, [half, half] + [rest] * (rest > 0))
-        cos, sin = self._cos_sin(rotary, positions)
-        first = self._sub(self._mul(parts[0], cos), self._mul(parts[1], sin))
-        second = self._add(self._mul(parts[1], cos), self._mul(parts[0], sin))
-        return self._concat([first, second, *parts[2:]], x.shape, axis=len(x.shape) - 1)
+        """Rotate x [T, heads, d]: x * cos + (its halves swapped) * sin, the sign of the first half being in the sine."""
+        half = rotary.dims // 2
+        cos, sin = self._cos_sin(rotary, x.shape[-1], positions)
+        parts = [self._slice(x, half, half), self._slice(x, 0, half)]
+        if x.shape[-1] > rotary.dims:
+            parts.append(self._slice(x, rotary.dims, x.shape[-1] - rotary.dims))
+        swapped = self._concat(parts, x.shape, axis=2)
+        return self._add(self._mul(x, cos), self._mul(swapped, sin))
 
     def _batch_matmul(self, a: Tensor, b: Tensor, *, transpose: bool) -> Tensor:
         options = schema.BatchMatMulOptionsT()
@@ -204,7 +259,7 @@ class TfliteOps:
     def _mul(self, a: Tensor, b: Tensor | np.ndarray | np.float32) -> Tensor:
         return self._binary("MUL", a, b, schema.MulOptionsT())
 
-    def _add(self, a: Tensor, b: Tensor | np.float32) -> Tensor:
+    def _add(self, a: Tensor, b: Tensor | NDArray[np.float32] | np.float32) -> Tensor:
         return self._binary("ADD", a, b, schema.AddOptionsT())
 
     def _sub(self, a: Tensor, b: Tensor) -> Tensor:
@@ -231,10 +286,28 @@ class TfliteOps:
             return self._reshape(x, shape)
         return self.graph.emit("TRANSPOSE", [x, self.graph.vector(*axes)], shape, schema.TransposeOptionsT())
 
+    def _slice(self, x: Tensor, start: int, length: int, axis: int = -1) -> Tensor:
+        """Part of one axis. XNNPACK takes SLICE, and leaves the operators that split unevenly to slower hands."""
+        axis %= len(x.shape)
+        if length == x.shape[axis]:
+            return x
+        begin, shape = [0] * len(x.shape), list(x.shape)
+        begin[axis], shape[axis] = start, length
+        return self.graph.emit(
+            "SLICE", [x, self.graph.vector(*begin), self.graph.vector(*shape)], shape, schema.SliceOptionsT()
+        )
+
     def _concat(self, parts: Sequence[Tensor], shape: tuple[int, ...], axis: int) -> Tensor:
         options = schema.ConcatenationOptionsT()
         options.axis = axis
         return self.graph.emit("CONCATENATION", list(parts), shape, options)
+
+
+def _factors(spec: AttentionSpec, grid: CacheGrid | None) -> NDArray[np.float32]:
+    """What rotated queries and keys are multiplied with, [heads + kv_heads, d or 1]: the scale of scores, and of codes."""
+    scales = np.ones((spec.kv_heads, 1), np.float32) if grid is None else grid.keys
+    queries = np.repeat(scales, spec.heads // spec.kv_heads, axis=0) * np.float32(spec.scale)
+    return np.concatenate([queries, 1 / scales])
 
 
 def _keep_dims() -> Any:

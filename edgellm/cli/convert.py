@@ -48,6 +48,13 @@ class Target(click.ParamType[str]):
     show_default=True,
     help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite).",
 )
+@click.option(
+    "--kv",
+    type=click.Choice(["fp32", "int8"]),
+    default="fp32",
+    show_default=True,
+    help="What keys and values are kept in: int8 is smaller, and faster over a long context.",
+)
 @click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
 @click.option("--max-context", type=click.IntRange(min=1), metavar="N", help="Longest context that the bundle serves.")
@@ -59,6 +66,7 @@ def command(
     quant: str,
     method: str,
     block_size: str,
+    kv: str,
     adapter: str | None,
     max_ram: int | None,
     max_context: int | None,
@@ -87,6 +95,7 @@ def command(
             quant=quant,
             method=method,
             block_size=int(block_size),
+            kv=kv,
             adapter=adapter,
             max_ram=max_ram,
             max_context=max_context,

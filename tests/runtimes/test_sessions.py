@@ -26,7 +26,8 @@ IDS = np.random.default_rng(3).integers(3, 259, 1300).tolist()
 FILES = Path(runtimes.__path__[0]).glob("*.py")
 ADAPTERS = sorted(file.stem for file in FILES if "\ndef load(bundle: Bundle" in file.read_text(encoding="utf-8"))
 # where a chunk or a capacity of some adapter ends
-ENDS = {onnx.CHUNK, onnx.FIRST_CAPACITY, tflite.STEP, 2 * tflite.STEP}
+TFLITE_STEP = tflite.STEPS["float32"]
+ENDS = {onnx.CHUNK, onnx.FIRST_CAPACITY, TFLITE_STEP, 2 * TFLITE_STEP}
 LENGTHS = sorted({1, 2, 5, 8, 9, 10, 65, 66, 700} | {end + more for end in ENDS for more in (-1, 0, 1, 2)})
 
 
@@ -87,10 +88,10 @@ def test_prefill_at_the_edges(session: Session, reference: Any, length: int) -> 
 @pytest.mark.parametrize("before", [76, 72, 9, 6, 3, 1, 0])
 def test_a_chunk_at_the_end_of_the_cache(session: Session, reference: Any, before: int, more: int) -> None:
     """Padding, too, must not reach past the cache: an operator that clamps would write it over earlier tokens."""
-    start = tflite.STEP - before
+    start = TFLITE_STEP - before
     session.prefill(IDS[:start])
     near(session.prefill(IDS[start : start + more]), reference[start + more - 1])
-    end = tflite.STEP + 5
+    end = TFLITE_STEP + 5
     session.rewind(start)
     near(session.logits(IDS[start:end]), reference[start:end])
     near(session.decode(IDS[end]), reference[end])
