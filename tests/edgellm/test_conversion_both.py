@@ -41,6 +41,8 @@ def test_the_graphs_are_those_of_two_conversions(source: Path, tmp_path: Path, q
     both = convert(source, tmp_path / "both", target="both", quant=quant, kv=kv)
     both.verify()
     assert list(both.graphs) == ["onnx", "tflite"]
+    kinds = {layout.dtype for graph in both.graphs.values() for layout in graph.kv}
+    assert kinds == {"int8" if kv == "int8" else "float32"}
     for target, files in GRAPH_FILES.items():
         alone = convert(source, tmp_path / target, target=target, quant=quant, kv=kv)
         assert both.files.items() >= alone.files.items(), "the shared files too"
