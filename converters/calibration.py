@@ -7,9 +7,10 @@ so memory is bounded by a layer's activations.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -53,10 +54,20 @@ class CacheRange:
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a text showed, by layer, and the sha256 of its token ids (int64, little endian)."""
+    """What a text showed.
+
+    Attributes:
+        cache: by layer.
+        importance: by linear weight, float32 [in]: the mean square of every input channel.
+        digest: sha256 of the text's token ids (int64, little endian).
+    """
 
     cache: tuple[CacheRange, ...]
+    importance: Mapping[str, Array]
     digest: str
+
+
+NOTHING = Calibration((), MappingProxyType({}), "")
 
 
 def calibrate(spec: ModelSpec, weights: decoder.Weights, tokenizer: bytes, slice_bytes: int) -> Calibration:
@@ -72,24 +83,26 @@ def calibrate(spec: ModelSpec, weights: decoder.Weights, tokenizer: bytes, slice
     ids = Tokenizer.from_buffer(tokenizer).encode(text).ids[: min(TOKENS, spec.max_context)]
     tokens = np.array([ids], dtype="<i8")
     ops = CalibrationOps(slice_bytes, spec.max_context)
-    positions = ops.positions(len(ids), "none")
+    positions = ops.positions(len(ids), "all")
     x = ops.embed(tokens, weights("embed.weight"), spec.embed_scale)
     decoder.body(spec, weights, ops, x, positions)
     ranges = tuple(ops.ranges[layer] for layer in range(len(spec.layers)))
-    return Calibration(ranges, hashlib.sha256(tokens.tobytes()).hexdigest())
+    return Calibration(ranges, ops.importance, hashlib.sha256(tokens.tobytes()).hexdigest())
 
 
 class CalibrationOps(NumpyOps):
-    """`Ops` that watch keys and values go by, and hold a weight only slice by slice.
+    """`Ops` that watch inputs, keys and values go by, and hold a weight only slice by slice.
 
     Attributes:
         ranges: of the cache, by layer.
+        importance: of inputs, by the name of the linear's weight.
     """
 
     def __init__(self, slice_bytes: int, context: int) -> None:
         super().__init__()
         self._context = context
         self.ranges: dict[int, CacheRange] = {}
+        self.importance: dict[str, Array] = {}
         self._slice_bytes = slice_bytes
 
     def array(self, weight: Weight) -> Array:
@@ -103,6 +116,8 @@ class CalibrationOps(NumpyOps):
         return found
 
     def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
+        squares: Array = np.mean(x * x, axis=(0, 1))
+        self.importance |= {linear.weight.name: squares for linear in linears}
         return [self._product(x, linear) for linear in linears]
 
     def _product(self, x: Tensor, linear: Linear) -> Tensor:

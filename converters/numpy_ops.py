@@ -98,7 +98,7 @@ class NumpyOps:
         if weight.name not in self._arrays:
             values: Array = weight.tensor.array()
             if weight.scheme is not None:
-                values = self._quantize(values, weight.scheme).dequantize()
+                values = self._quantize(values, weight.scheme, weight.importance).dequantize()
             self._arrays[weight.name] = values
         return self._arrays[weight.name]
 

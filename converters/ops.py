@@ -41,7 +41,7 @@ def fuse(linears: Sequence[Linear]) -> Linear:
         return linears[0]
     weights = [linear.weight for linear in linears]
     name = "+".join(weight.name for weight in weights)
-    weight = Weight(name, Stacked([each.tensor for each in weights]), weights[0].scheme)
+    weight = Weight(name, Stacked([each.tensor for each in weights]), weights[0].scheme, weights[0].importance)
     if all(linear.bias is None for linear in linears):
         return Linear(weight)
     biases = [

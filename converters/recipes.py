@@ -9,12 +9,13 @@ from edgellm.scheme import Recipe, Rule, Scheme
 
 Grid = Callable[[int, int], Scheme]  # the scheme that a target has for so many bits in blocks of such a size
 QUANTS = ("int4", "int8", "fp32")
+METHODS = {"int4": "imatrix", "int8": "rtn"}  # what each is rounded by unless somebody says
 KV = {"fp32": 32, "int8": 8}  # bits of keys and values
 TABLE_BLOCK = 64  # of the embedding and the head, at the least: in 8 bit a finer block buys no closeness, only scales to read
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def recipe(quant: str, method: str, block_size: int, grid: Grid, kv: str = "fp32") -> Recipe:
+def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str = "fp32") -> Recipe:
     """The recipe of a quantization level on a target's grids.
 
     Under int4 the embedding and the head stay in 8 bit: they are where 4 bits cost most quality.
@@ -31,4 +32,4 @@ def recipe(quant: str, method: str, block_size: int, grid: Grid, kv: str = "fp32
     tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in ("embed", "head"))
     scheme = grid(4 if quant == "int4" else 8, block_size)
     linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
-    return Recipe(quant, method, tables + linears, KV[kv])
+    return Recipe(quant, method or METHODS[quant], tables + linears, KV[kv])

@@ -1,8 +1,8 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has two functions. `plan(spec, tensors, recipe, cache) -> Plan` reads no weight; it raises UsageError where the recipe
-asks for a grid that the runtime's kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many bits.
+module has two functions. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises UsageError where the
+recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many bits.
 
 Several plans are written together, so that the source is read once for all of them.
 """
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Protocol, cast
 
 from edgellm.bundle import Graph, TextPolicy
-from edgellm.converters.calibration import CacheRange
+from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.data import DataLayout, OnBytes, Region, write_data
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import LazyTensor
@@ -58,9 +58,9 @@ class Target(Protocol):
     """The module of a target."""
 
     def plan(
-        self, spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, cache: Sequence[CacheRange] = ()
+        self, spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, calibration: Calibration = NOTHING
     ) -> Plan:
-        """Build the graph and lay out its data; `cache` is what its values lie between, by layer, for one in 8 bit."""
+        """Build the graph and lay out its data."""
         ...
 
     def grid(self, bits: int, block: int) -> Scheme:

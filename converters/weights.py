@@ -8,9 +8,10 @@ slice that is being worked on.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -126,15 +127,22 @@ class Stacked(LazyTensor):
         return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weight:
-    """A tensor by its canonical name, with the scheme that the recipe gives it (None: float32)."""
+    """A tensor by its canonical name, with the scheme that the recipe gives it (None: float32).
+
+    Attributes:
+        importance: float32 [in], mean square of every input channel over a text, for methods that weigh errors by it.
+    """
 
     name: str
     tensor: LazyTensor
     scheme: Scheme | None = None
+    importance: Array | None = None
 
 
-def on_grids(tensors: Callable[[str], LazyTensor], recipe: Recipe) -> Callable[[str], Weight]:
+def on_grids(
+    tensors: Callable[[str], LazyTensor], recipe: Recipe, importance: Mapping[str, Array] = MappingProxyType({})
+) -> Callable[[str], Weight]:
     """Weights by canonical name, each made once, with the schemes that a recipe gives them."""
-    return cache(lambda name: Weight(name, tensors(name), recipe.scheme(name)))
+    return cache(lambda name: Weight(name, tensors(name), recipe.scheme(name), importance.get(name)))

@@ -19,7 +19,7 @@ from types import NoneType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
-from edgellm.converters.calibration import CacheRange, calibrate
+from edgellm.converters.calibration import NOTHING, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, EdgeError, ResourceError, UsageError
 from edgellm.scheme import Recipe
@@ -45,7 +45,7 @@ def convert(
     *,
     target: str = "onnx",
     quant: str = "int4",
-    method: str = "rtn",
+    method: str | None = None,
     block_size: int = 32,
     kv: str = "fp32",
     adapter: str | os.PathLike[str] | None = None,
@@ -61,7 +61,7 @@ def convert(
         output: the bundle's folder; it must not exist yet.
         target: runtime to make a graph for: "onnx", "tflite", or "both".
         quant: "int4", "int8" or "fp32".
-        method: quantization method: a file of `converters/quantizers`.
+        method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row.
             One for both has to suit both.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm.
@@ -88,20 +88,21 @@ def convert(
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_ends = targets.chosen(target)
-    quantize = quantizers.find(method)
     recipes = {name: make_recipe(quant, method, block_size, back_end.grid, kv) for name, back_end in back_ends.items()}
+    recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
+    quantize = quantizers.find(method or (recipe.method if recipe.rules else "rtn"))
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = _free_target(Path(output))
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        cache: tuple[CacheRange, ...] = ()
-        if any(recipe.kv == 8 for recipe in recipes.values()):
-            found = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
-            cache = found.cache
-            recipes = {name: replace(recipe, calibration=found.digest) for name, recipe in recipes.items()}
-        plans = {name: back_end.plan(spec, tensors, recipes[name], cache) for name, back_end in back_ends.items()}
+        calibration = NOTHING
+        if any(each.kv == 8 or (each.rules and quantizers.is_calibrated(each.method)) for each in recipes.values()):
+            calibration = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
+            recipes = {name: replace(each, calibration=calibration.digest) for name, each in recipes.items()}
+            recipe = next(iter(recipes.values()))
+        plans = {name: back_end.plan(spec, tensors, recipes[name], calibration) for name, back_end in back_ends.items()}
         layouts = [plan.layout for plan in plans.values()]
         _check_disk(folder, sum(layout.size for layout in layouts))
         made = [parent for parent in folder.parents if not parent.exists()]

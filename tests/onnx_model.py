@@ -10,7 +10,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgellm.converters import targets
-from edgellm.converters.calibration import CacheRange
+from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.onnx import export
 from edgellm.converters.quantizers import rtn
 from edgellm.converters.weights import LazyTensor
@@ -28,10 +28,10 @@ def exported(
     tensors: Callable[[str], LazyTensor],
     recipe: Recipe = FP32,
     accuracy_level: int = export.FLOAT_ACTIVATIONS,
-    cache: Sequence[CacheRange] = (),
+    calibration: Calibration = NOTHING,
 ) -> OnnxModel:
     """Export into `folder` in deliberately small slices, and open the graph."""
-    plan = export.plan(spec, tensors, recipe, cache, accuracy_level)
+    plan = export.plan(spec, tensors, recipe, calibration, accuracy_level)
     targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     return OnnxModel(folder / plan.graph.file)
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from edgellm.bundle import sha256_file
 from edgellm.converters import targets
-from edgellm.converters.calibration import CacheRange
+from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.numpy_ops import NumpyOps, Tensor
 from edgellm.converters.ops import Linear
 from edgellm.converters.quantizers import rtn
@@ -28,10 +28,10 @@ def exported(
     tensors: Callable[[str], LazyTensor],
     recipe: Recipe = FP32,
     threads: int = 1,
-    cache: Sequence[CacheRange] = (),
+    calibration: Calibration = NOTHING,
 ) -> TfliteRuntime:
     """Export into `folder` in deliberately small slices, and load the graph."""
-    plan = export.plan(spec, tensors, recipe, cache)
+    plan = export.plan(spec, tensors, recipe, calibration)
     targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     path = folder / plan.graph.file
     model = open_model(path, sha256_file(path), threads)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgellm.converters.data import DataFile, DataLayout, Place
 from edgellm.converters.quantizers import Quantize
-from edgellm.converters.weights import Array, LazyTensor
+from edgellm.converters.weights import Array, LazyTensor, Weight
 from edgellm.scheme import Scheme
 
 
@@ -24,24 +24,25 @@ class QuantizedJob:
     name: str
     tensor: LazyTensor
     scheme: Scheme
+    importance: Array | None
     codes: Place
     scales: Place
     zero_points: Place | None
 
     @classmethod
-    def add(cls, layout: DataLayout, name: str, tensor: LazyTensor, scheme: Scheme) -> QuantizedJob:
+    def add(cls, layout: DataLayout, weight: Weight, scheme: Scheme) -> QuantizedJob:
         """Reserve room for a matrix [out, in]."""
-        rows, blocks = tensor.shape[0], scheme.blocks(tensor.shape[1])
+        rows, blocks = weight.tensor.shape[0], scheme.blocks(weight.tensor.shape[1])
         codes = layout.reserve(rows * blocks * scheme.block * scheme.bits // 8)
         scales = layout.reserve(4 * rows * blocks)
         zeros = None if scheme.symmetric else layout.reserve(rows * -(-blocks * scheme.bits // 8))
-        job = cls(name, tensor, scheme, codes, scales, zeros)
+        job = cls(weight.name, weight.tensor, scheme, weight.importance, codes, scales, zeros)
         layout.jobs.append(job)
         return job
 
     def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
         """Quantize and pack rows from `start` on."""
-        part, rows = quantize(values, self.scheme), self.tensor.shape[0]
+        part, rows = quantize(values, self.scheme, self.importance), self.tensor.shape[0]
         data.put(self.codes, start, rows, pack_codes(part.codes, self.scheme.bits))
         data.put(self.scales, start, rows, part.scales)
         if self.zero_points is not None and part.zero_points is not None:

@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto, helper
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
-from edgellm.converters.calibration import CacheRange
+from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.data import DataLayout
 from edgellm.converters.decoder import decode
 from edgellm.converters.onnx import genai_config
@@ -64,7 +64,7 @@ def plan(
     spec: ModelSpec,
     tensors: Callable[[str], LazyTensor],
     recipe: Recipe,
-    cache: Sequence[CacheRange] = (),
+    calibration: Calibration = NOTHING,
     accuracy_level: int = INT8_ACTIVATIONS,
 ) -> OnnxPlan:
     """Build the graph and lay out its data; no weight is read.
@@ -73,13 +73,14 @@ def plan(
         UsageError: the recipe has a grid that the kernels do not take.
     """
     _check_grids(recipe)
+    ranges = calibration.cache if recipe.kv == 8 else ()
     layout = DataLayout()
     builder = GraphBuilder(layout, DATA_FILE)
-    ops = OnnxOps(builder, spec.max_context, accuracy_level, [each.grid(centered=False) for each in cache])
+    ops = OnnxOps(builder, spec.max_context, accuracy_level, [each.grid(centered=False) for each in ranges])
     positions = ops.positions("input_ids", "attention_mask", "logits_start")
-    logits = decode(spec, on_grids(tensors, recipe), ops, Value("input_ids"), positions)
+    logits = decode(spec, on_grids(tensors, recipe, calibration.importance), ops, Value("input_ids"), positions)
     builder.node("Identity", [ops.name(logits)], ["logits"])
-    dtype = "int8" if cache else "float32"
+    dtype = "int8" if ranges else "float32"
     graph = Graph(GRAPH_FILE, _kv_layouts(spec, dtype), (GRAPH_FILE, DATA_FILE))
     return OnnxPlan(spec, _model(spec, builder, dtype), layout, graph)
 

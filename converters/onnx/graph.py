@@ -10,7 +10,7 @@ from onnx import NodeProto, TensorProto, helper
 
 from edgellm.converters.data import DataLayout, Place
 from edgellm.converters.onnx.data import QuantizedJob
-from edgellm.converters.weights import LazyTensor
+from edgellm.converters.weights import LazyTensor, Weight
 from edgellm.scheme import Scheme
 
 CONTRIB = "com.microsoft"
@@ -74,11 +74,11 @@ class GraphBuilder:
             self.external(name, TensorProto.FLOAT, tensor.shape, self._layout.add_float(name, tensor).place)
         return name
 
-    def quantized(self, name: str, tensor: LazyTensor, scheme: Scheme) -> QuantizedJob:
+    def quantized(self, weight: Weight, scheme: Scheme) -> QuantizedJob:
         """Places of a quantized matrix in the data file, stored once under its name."""
-        if name not in self._quantized:
-            self._quantized[name] = QuantizedJob.add(self._layout, name, tensor, scheme)
-        return self._quantized[name]
+        if weight.name not in self._quantized:
+            self._quantized[weight.name] = QuantizedJob.add(self._layout, weight, scheme)
+        return self._quantized[weight.name]
 
     def external(self, name: str, kind: int, shape: Sequence[int], place: Place) -> str:
         """An initializer that is `place` of the data file, seen as `shape`; its name."""

@@ -213,7 +213,7 @@ class OnnxOps:
         if weight.scheme is None:
             y = self.graph.emit("FusedMatMul", [x, self.graph.float_tensor(name, weight.tensor)], CONTRIB, transB=1)
             return y if bias is None else self.graph.emit("Add", [y, bias])
-        job = self.graph.quantized(name, weight.tensor, weight.scheme)
+        job = self.graph.quantized(weight, weight.scheme)
         scheme = weight.scheme
         blocks = scheme.blocks(k)
         codes = self.graph.external(name + ".codes", TensorProto.UINT8, (n, blocks, scheme.block * scheme.bits // 8), job.codes)
@@ -238,7 +238,7 @@ class OnnxOps:
     def _gather_quantized(self, ids: str, table: Weight, scheme: Scheme) -> str:
         rows, width = table.tensor.shape
         blocks = scheme.blocks(width)
-        job = self.graph.quantized(table.name, table.tensor, scheme)
+        job = self.graph.quantized(table, scheme)
         data_shape = (rows, blocks * scheme.block * scheme.bits // 8)
         data = self.graph.external(table.name + ".rows", TensorProto.UINT8, data_shape, job.codes)
         scales = self.graph.external(table.name + ".row_scales", TensorProto.FLOAT, (rows, blocks), job.scales)

@@ -1,10 +1,13 @@
-"""Quantization methods, one file each: `quantize(weight, scheme) -> QTensor`, found by the file's name."""
+"""Quantization methods, one file each: `quantize(weight, scheme, importance) -> QTensor`, found by the file's name.
+
+A method that wants importance says so: CALIBRATED = True.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +15,21 @@ from numpy.typing import NDArray
 from edgellm.errors import UsageError
 from edgellm.scheme import QTensor, Scheme
 
-Quantize = Callable[[NDArray[np.float32], Scheme], QTensor]
+
+class Quantize(Protocol):
+    """A method."""
+
+    def __call__(
+        self, weight: NDArray[np.float32], scheme: Scheme, importance: NDArray[np.float32] | None = None, /
+    ) -> QTensor:
+        """Quantize rows of a weight.
+
+        Args:
+            weight: float32 [out, in]; rows are independent, so a caller may pass any slice of them.
+            scheme: the grid.
+            importance: float32 [in], mean square of every input channel; None where nothing was calibrated.
+        """
+        ...
 
 
 def available() -> tuple[str, ...]:
@@ -26,3 +43,9 @@ def find(method: str) -> Quantize:
         raise UsageError(f"unknown method '{method}'", where="--method", fix=f"choose one of {', '.join(available())}")
     quantize: Quantize = importlib.import_module(f"{__name__}.{method}").quantize
     return quantize
+
+
+def is_calibrated(method: str) -> bool:
+    """Whether the method weighs errors by what a text shows; UsageError as `find`."""
+    find(method)
+    return bool(getattr(importlib.import_module(f"{__name__}.{method}"), "CALIBRATED", False))

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from edgellm.scheme import QTensor, Scheme
 
 
-def quantize(weight: NDArray[np.float32], scheme: Scheme) -> QTensor:
+def quantize(weight: NDArray[np.float32], scheme: Scheme, importance: NDArray[np.float32] | None = None) -> QTensor:
     """Quantize rows of a weight.
 
     Args:
         weight: float32 [out, in]; rows are independent, so a caller may pass any slice of them.
         scheme: the grid.
+        importance: of no interest here.
     """
     rows, width = weight.shape
     blocks, size = scheme.blocks(width), scheme.size(width)
@@ -39,7 +40,7 @@ def _symmetric(grouped: NDArray[np.float32], scheme: Scheme) -> tuple[NDArray[np
         scales[scales <= 0] = 1  # a block of zeros
     if scheme.scales == "positive bfloat16":
         scales = bfloat16(scales)
-    return _codes(grouped, scales, None, scheme), scales, None
+    return nearest(grouped, scales, None, scheme), scales, None
 
 
 def bfloat16(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -57,12 +58,13 @@ def _asymmetric(grouped: NDArray[np.float32], scheme: Scheme) -> tuple[NDArray[n
     zeros = np.zeros_like(scales)
     np.divide(low, scales, out=zeros, where=scales > 0)
     zero_points = np.clip(np.rint(scheme.low - zeros), scheme.low, scheme.high).astype(np.int8)
-    return _codes(grouped, scales, zero_points, scheme), scales, zero_points
+    return nearest(grouped, scales, zero_points, scheme), scales, zero_points
 
 
-def _codes(
+def nearest(
     grouped: NDArray[np.float32], scales: NDArray[np.float32], zero_points: NDArray[np.int8] | None, scheme: Scheme
 ) -> NDArray[np.int8]:
+    """The codes nearest to values [out, blocks, size] at given scales and zero points [out, blocks]."""
     inverse = np.zeros_like(scales)
     np.divide(np.float32(1), scales, out=inverse, where=scales != 0)
     scaled = grouped * inverse[..., None]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from edgellm.converters.data import DataFile, DataLayout, Place
 from edgellm.converters.quantizers import Quantize
-from edgellm.converters.weights import Array, LazyTensor
+from edgellm.converters.weights import Array, LazyTensor, Weight
 from edgellm.scheme import Scheme
 
 
@@ -32,24 +32,33 @@ class QuantizedJob:
     name: str
     tensor: LazyTensor
     scheme: Scheme
+    importance: Array | None
     codes: Place
     scales: NDArray[np.float32]
     block_scales: Place | None
 
     @classmethod
-    def add(cls, layout: DataLayout, name: str, tensor: LazyTensor, scheme: Scheme) -> QuantizedJob:
+    def add(cls, layout: DataLayout, weight: Weight, scheme: Scheme) -> QuantizedJob:
         """Reserve room for a matrix [out, in]."""
-        rows, width = tensor.shape
+        rows, width = weight.tensor.shape
         codes = layout.reserve(rows * width * scheme.bits // 8)
         per_channel = scheme.block == 0
         blocks = None if per_channel else layout.reserve(2 * rows * scheme.blocks(width))
-        job = cls(name, tensor, scheme, codes, np.ones(rows if per_channel else 0, np.float32), blocks)
+        job = cls(
+            weight.name,
+            weight.tensor,
+            scheme,
+            weight.importance,
+            codes,
+            np.ones(rows if per_channel else 0, np.float32),
+            blocks,
+        )
         layout.jobs.append(job)
         return job
 
     def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
         """Quantize rows from `start` on and put them to their places."""
-        part = quantize(values, self.scheme)
+        part = quantize(values, self.scheme, self.importance)
         rows, width = self.tensor.shape
         codes = part.codes.reshape(len(values), -1)[:, :width]
         data.put(self.codes, start, rows, codes if self.scheme.bits == 8 else pack_int4(codes))

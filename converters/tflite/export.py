@@ -11,7 +11,7 @@ tokens in them. S is resized at run time. An 8-bit cache has int8 codes, and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from edgellm.bundle import Graph, KVLayout, TextPolicy
-from edgellm.converters.calibration import CacheRange
+from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.data import ALIGNMENT, DataLayout
 from edgellm.converters.decoder import decode
 from edgellm.converters.tflite.data import QuantizedJob
@@ -65,30 +65,33 @@ class TflitePlan:
         """Nothing: other runtimes get an export of their own."""
 
 
-def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, cache: Sequence[CacheRange] = ()) -> TflitePlan:
+def plan(
+    spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, calibration: Calibration = NOTHING
+) -> TflitePlan:
     """Build the subgraphs and lay out their data; no weight is read.
 
     Args:
-        cache: what its keys and values lie between, by layer, for one in 8 bit.
+        calibration: what a text showed, for a cache in 8 bit and for methods that weigh errors.
 
     Raises:
         UsageError: the recipe has a grid that the kernels do not take.
     """
+    ranges = calibration.cache if recipe.kv == 8 else ()
     layout = DataLayout()
     store = _Store(layout)
     shared: dict[tuple[str, bytes], Buffer] = {}
-    weights = on_grids(tensors, recipe)
+    weights = on_grids(tensors, recipe, calibration.importance)
     subgraphs = []
     for name, tokens, has_logits in SIGNATURES:
         graph = Subgraph(name, shared)
-        ops = TfliteOps(graph, tokens, store.tensor, [each.grid(centered=True) for each in cache])
+        ops = TfliteOps(graph, tokens, store.tensor, [each.grid(centered=True) for each in ranges])
         ids = graph.input("tokens", (tokens,), np.int32)
         logits = decode(spec, weights, ops, ids, ops.positions())
         if has_logits:
             graph.output("logits", logits)
         subgraphs.append(graph)
-    kv = _kv_layouts(spec, "int8" if cache else "float32")
-    return TflitePlan(tuple(subgraphs), layout, Graph(GRAPH_FILE, kv, (GRAPH_FILE,)))
+    graph_of = Graph(GRAPH_FILE, _kv_layouts(spec, "int8" if ranges else "float32"), (GRAPH_FILE,))
+    return TflitePlan(tuple(subgraphs), layout, graph_of)
 
 
 def grid(bits: int, block: int) -> Scheme:
@@ -122,7 +125,7 @@ class _Store:
             return Tensor(weight.name, shape, schema.TensorType.FLOAT32, self._floats[weight.name])
         if weight.name not in self._jobs:
             _check_grid(weight, weight.scheme)
-            job = QuantizedJob.add(self._layout, weight.name, weight.tensor, weight.scheme)
+            job = QuantizedJob.add(self._layout, weight, weight.scheme)
             scales = None if job.block_scales is None else Buffer(place=job.block_scales)
             self._jobs[weight.name] = job, Buffer(place=job.codes), scales
         job, codes, scales = self._jobs[weight.name]

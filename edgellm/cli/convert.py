@@ -40,7 +40,10 @@ class Target(click.ParamType[str]):
     show_default=True,
     help="Bits of the linear weights; under int4 the embedding and the head keep 8.",
 )
-@click.option("--method", default="rtn", show_default=True, help="How weights are rounded: a file of converters/quantizers.")
+@click.option(
+    "--method",
+    help="How weights are rounded: rtn, or imatrix, which weighs errors by a text. [default: imatrix for int4, else rtn]",
+)
 @click.option(
     "--block-size",
     type=click.Choice(["0", "16", "32", "64", "128"]),
@@ -64,7 +67,7 @@ def command(
     output: Path,
     target: str,
     quant: str,
-    method: str,
+    method: str | None,
     block_size: str,
     kv: str,
     adapter: str | None,

@@ -11,13 +11,15 @@ from hypothesis import strategies as st
 
 from edgellm.converters import decoder
 from edgellm.converters.architectures import describe
-from edgellm.converters.calibration import CacheRange, CalibrationOps, calibrate, turned
+from edgellm.converters.calibration import CacheRange, Calibration, CalibrationOps, calibrate, turned
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel, rotate
 from edgellm.converters.weights import InMemory, LazyTensor, Weight
+from edgellm.scheme import Recipe
 from edgellm.spec import Rotary
 from tests import onnx_model, tflite_model
 from tests.tiny_models import CASES, MemoryCheckpoint, tiny
 
+INT8_CACHE = Recipe("fp32", "none", kv=8)
 IDS = np.random.default_rng(7).integers(3, 131, 24)
 
 
@@ -69,13 +71,13 @@ def test_a_short_text_gives_ranges_of_every_layer_and_says_which(tiny_source: Pa
         np.testing.assert_allclose(one.reach, other.reach, rtol=1e-4, atol=1e-5)
 
 
-def ranges(architecture: str, variant: str) -> tuple[CacheRange, ...]:
+def calibrated(architecture: str, variant: str) -> Calibration:
     """Of a tiny model, on IDS."""
     source = tiny(architecture, variant)
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
     ops = CalibrationOps(1 << 20, spec.max_context)
     ReferenceModel(spec, lambda name: Weight(name, tensors(name)), ops).logits(IDS)
-    return tuple(ops.ranges[layer] for layer in range(len(spec.layers)))
+    return Calibration(tuple(ops.ranges[layer] for layer in range(len(spec.layers))), ops.importance, "")
 
 
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
@@ -83,18 +85,18 @@ def test_an_8_bit_cache_on_either_back_end_is_numpys(architecture: str, variant:
     """At float32 weights, fed in chunks, steps and after a rewind; what parts them is a value between two codes."""
     source = tiny(architecture, variant)
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
-    cache = ranges(architecture, variant)
+    found = calibrated(architecture, variant)
     plain = ReferenceModel(spec, lambda name: Weight(name, tensors(name))).logits(IDS)
 
     def reference(centered: bool) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        ops = NumpyOps(grids=[each.grid(centered=centered) for each in cache])
+        ops = NumpyOps(grids=[each.grid(centered=centered) for each in found.cache])
         return ReferenceModel(spec, lambda name: Weight(name, tensors(name)), ops).logits(IDS)
 
-    session = tflite_model.exported(tmp_path, spec, tensors, cache=cache).session()
+    session = tflite_model.exported(tmp_path, spec, tensors, recipe=INT8_CACHE, calibration=found).session()
     whole = session.logits(IDS)
     session.rewind(5)
     steps = [session.prefill(IDS[5:14]), *(session.decode(token) for token in IDS[14:])]
-    by_onnx = onnx_model.exported(tmp_path, spec, tensors, cache=cache).run(IDS, 0)
+    by_onnx = onnx_model.exported(tmp_path, spec, tensors, recipe=INT8_CACHE, calibration=found).run(IDS, 0)
     for got, wanted, ours in (
         (whole, reference(True), plain),
         (np.stack(steps), reference(True)[13:], plain[13:]),
@@ -128,5 +130,5 @@ def test_weights_are_read_in_slices(tiny_source: Path) -> None:
         return Weight(name, Watched(InMemory(tensors(name).array())))
 
     x = ops.embed(IDS[None], weights("embed.weight"), spec.embed_scale)
-    decoder.body(spec, weights, ops, x, ops.positions(len(IDS), "none"))
+    decoder.body(spec, weights, ops, x, ops.positions(len(IDS), "all"))
     assert max(asked) <= 1024

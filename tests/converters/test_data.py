@@ -14,7 +14,7 @@ from edgellm.converters.data import DataLayout, Region, source_bytes, write_data
 from edgellm.converters.onnx.data import QuantizedJob as OnnxJob
 from edgellm.converters.quantizers import rtn
 from edgellm.converters.tflite.data import QuantizedJob as TfliteJob
-from edgellm.converters.weights import Array, LazyTensor, Stacked
+from edgellm.converters.weights import Array, LazyTensor, Stacked, Weight
 from edgellm.errors import SourceError
 from edgellm.scheme import QTensor, Scheme
 
@@ -44,18 +44,18 @@ def source() -> dict[str, Counting]:
 def fused(tensors: dict[str, Counting]) -> DataLayout:
     """Q, K and V as one matrix."""
     layout = DataLayout()
-    OnnxJob.add(layout, "q+k+v", Stacked([tensors["q"], tensors["k"], tensors["v"]]), ONNX)
+    OnnxJob.add(layout, Weight("q+k+v", Stacked([tensors["q"], tensors["k"], tensors["v"]])), ONNX)
     layout.add_float("norm", tensors["norm"])
-    OnnxJob.add(layout, "o", tensors["o"], ONNX)
+    OnnxJob.add(layout, Weight("o", tensors["o"]), ONNX)
     return layout
 
 
 def partly_fused(tensors: dict[str, Counting]) -> DataLayout:
     """The same weights, in another order and other stacks, one of them in a stack of stacks."""
     layout = DataLayout()
-    TfliteJob.add(layout, "o", tensors["o"], TFLITE)
-    TfliteJob.add(layout, "v", tensors["v"], TFLITE)
-    TfliteJob.add(layout, "k+q", Stacked([Stacked([tensors["k"]]), tensors["q"]]), TFLITE)
+    TfliteJob.add(layout, Weight("o", tensors["o"]), TFLITE)
+    TfliteJob.add(layout, Weight("v", tensors["v"]), TFLITE)
+    TfliteJob.add(layout, Weight("k+q", Stacked([Stacked([tensors["k"]]), tensors["q"]])), TFLITE)
     layout.add_float("norm", tensors["norm"])
     return layout
 
@@ -103,7 +103,7 @@ def test_the_values_are_those_of_the_whole_matrix(tmp_path: Path) -> None:
 def test_a_method_that_writes_to_its_weight_is_caught(tmp_path: Path) -> None:
     """The next graph gets the same array: it would be quantized twice."""
 
-    def spoils(weight: NDArray[np.float32], scheme: Scheme) -> QTensor:
+    def spoils(weight: NDArray[np.float32], scheme: Scheme, importance: object = None) -> QTensor:
         weight *= 0.5
         return rtn.quantize(weight, scheme)
 

@@ -77,7 +77,7 @@ def test_weights_with_a_scheme_are_used_as_dequantized() -> None:
 def test_the_method_is_the_callers_and_runs_once_a_weight() -> None:
     seen: list[tuple[int, ...]] = []
 
-    def to_zero(weight: Array, scheme: Scheme) -> QTensor:
+    def to_zero(weight: Array, scheme: Scheme, importance: object = None) -> QTensor:
         seen.append(weight.shape)
         return rtn.quantize(np.zeros_like(weight), scheme)
 

@@ -124,7 +124,7 @@ def test_an_existing_target_is_left_alone(source: Path, tmp_path: Path, existing
     [
         ({"quant": "int3"}, UsageError, "unknown quantization 'int3'; choose one of int4, int8, fp32"),
         ({"block_size": 48}, UsageError, "block size 48 is not supported"),
-        ({"method": "magic"}, UsageError, "unknown method 'magic'; choose one of rtn"),
+        ({"method": "magic"}, UsageError, "unknown method 'magic'; choose one of imatrix, rtn"),
         ({"target": "coreml"}, UsageError, "unknown target 'coreml'; choose one of onnx"),
         ({"max_ram": 1 << 20}, ResourceError, "--max-ram: too little for a conversion; give at least"),
         ({"max_ram": "2G"}, UsageError, "max_ram: '2G' is not a whole number"),

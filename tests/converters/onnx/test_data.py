@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from edgellm.converters.data import ALIGNMENT, DataLayout, Region, source_bytes, write_data
 from edgellm.converters.onnx.data import QuantizedJob, pack_codes
 from edgellm.converters.quantizers import rtn
-from edgellm.converters.weights import InMemory
+from edgellm.converters.weights import InMemory, Weight
 from edgellm.errors import SourceError
 from edgellm.scheme import QTensor, Scheme
 
@@ -62,7 +62,7 @@ def test_the_runtime_reads_what_was_quantized(
     file = tmp_path_factory.mktemp("data") / "data"
     layout = DataLayout()
     layout.add_float("before", InMemory(np.full((3, 5), 7, np.float32)))
-    job = QuantizedJob.add(layout, "w", InMemory(weight), scheme)
+    job = QuantizedJob.add(layout, Weight("w", InMemory(weight)), scheme)
     after = layout.add_float("after", InMemory(np.full(9, 8, np.float32)))
     write_data([Region(layout, file)], rtn.quantize, slice_bytes=slice_bytes, workers=2, on_bytes=lambda name, count: None)
 
@@ -106,7 +106,8 @@ def test_places_are_aligned_and_do_not_overlap() -> None:
     layout = DataLayout()
     rng = np.random.default_rng(0)
     for index in range(8):
-        QuantizedJob.add(layout, str(index), InMemory(rng.random((index + 1, 100), np.float32)), Scheme(4, 32, index % 2 == 0))
+        weight = Weight(str(index), InMemory(rng.random((index + 1, 100), np.float32)))
+        QuantizedJob.add(layout, weight, Scheme(4, 32, index % 2 == 0))
     places = [p for job in layout.jobs for p in (job.codes, job.scales, job.zero_points) if p]  # type: ignore[union-attr]
     assert all(place.offset % ALIGNMENT == 0 for place in places)
     assert all(a.offset + a.length <= b.offset for a, b in itertools.pairwise(places))
@@ -115,7 +116,7 @@ def test_places_are_aligned_and_do_not_overlap() -> None:
 
 def test_progress_adds_up_to_the_source(tmp_path: Path) -> None:
     layout = DataLayout()
-    QuantizedJob.add(layout, "w", InMemory(np.ones((50, 64), np.float32)), Scheme(4, 32))
+    QuantizedJob.add(layout, Weight("w", InMemory(np.ones((50, 64), np.float32))), Scheme(4, 32))
     layout.add_float("n", InMemory(np.ones(70, np.float32)))
     seen: list[tuple[str, int]] = []
     write_data(
@@ -127,9 +128,9 @@ def test_progress_adds_up_to_the_source(tmp_path: Path) -> None:
 
 def test_an_error_in_a_worker_is_raised(tmp_path: Path) -> None:
     layout = DataLayout()
-    QuantizedJob.add(layout, "w", InMemory(np.ones((50, 64), np.float32)), Scheme(4, 32))
+    QuantizedJob.add(layout, Weight("w", InMemory(np.ones((50, 64), np.float32))), Scheme(4, 32))
 
-    def fails(weight: NDArray[np.float32], scheme: Scheme) -> QTensor:
+    def fails(weight: NDArray[np.float32], scheme: Scheme, importance: object = None) -> QTensor:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -145,7 +146,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path: Path, value: float, sche
     if scheme is None:
         layout.add_float("layers.0.up.weight", InMemory(weight))
     else:
-        QuantizedJob.add(layout, "layers.0.up.weight", InMemory(weight), scheme)
+        QuantizedJob.add(layout, Weight("layers.0.up.weight", InMemory(weight)), scheme)
     with pytest.raises(SourceError, match=r"layers\.0\.up\.weight: the weight is not finite"):
         write_data(
             [Region(layout, tmp_path / "d")], rtn.quantize, slice_bytes=512, workers=2, on_bytes=lambda name, count: None
