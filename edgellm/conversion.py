@@ -116,7 +116,6 @@ def convert(
                 if progress is not None:
                     progress(Progress(done, total, name))
 
-            recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
             policy = _write_text(partial, text)
             every = list(plans.values())
             targets.write(every, partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
