@@ -35,14 +35,16 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder.write(tmp_path_factory.mktemp("source") / "tiny-llama")
 
 
-@pytest.mark.parametrize("quant", ["int4", "int8", "fp32"])
-def test_the_graphs_are_those_of_two_conversions(source: Path, tmp_path: Path, quant: str) -> None:
+@pytest.mark.parametrize(("quant", "kv"), [("int4", "fp32"), ("int4", "int8"), ("int8", "fp32"), ("fp32", "fp32")])
+def test_the_graphs_are_those_of_two_conversions(source: Path, tmp_path: Path, quant: str, kv: str) -> None:
     """Byte for byte, each with its own grids, beside one tokenizer."""
-    both = convert(source, tmp_path / "both", target="both", quant=quant)
+    both = convert(source, tmp_path / "both", target="both", quant=quant, kv=kv)
     both.verify()
     assert list(both.graphs) == ["onnx", "tflite"]
+    kinds = {layout.dtype for graph in both.graphs.values() for layout in graph.kv}
+    assert kinds == {"int8" if kv == "int8" else "float32"}
     for target, files in GRAPH_FILES.items():
-        alone = convert(source, tmp_path / target, target=target, quant=quant)
+        alone = convert(source, tmp_path / target, target=target, quant=quant, kv=kv)
         assert both.files.items() >= alone.files.items(), "the shared files too"
         assert both.files_of(both.graphs[target]) == alone.files_of(alone.graphs[target]) == files
         assert both.recipe_of(both.graphs[target]) == alone.recipe_of(alone.graphs[target]) == alone.recipe
