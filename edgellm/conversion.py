@@ -45,7 +45,7 @@ def convert(
     quant: str = "int4",
     method: str | None = None,
     block_size: int | None = None,
-    kv: str = "fp32",
+    kv: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
     max_context: int | None = None,
@@ -62,7 +62,8 @@ def convert(
         method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row, which is
             all that tflite-compat has. None takes the target's own: 32, and 0 on tflite-compat. One for both has to suit both.
-        kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm.
+        kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
+            takes int8 on tflite where the weights are quantized, else fp32.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -87,7 +88,13 @@ def convert(
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_ends = targets.chosen(target)
     recipes = {
-        name: make_recipe(quant, method, back_end.BLOCK_SIZE if block_size is None else block_size, back_end.grid, kv)
+        name: make_recipe(
+            quant,
+            method,
+            back_end.BLOCK_SIZE if block_size is None else block_size,
+            back_end.grid,
+            kv or ("fp32" if quant == "fp32" else back_end.KV),
+        )
         for name, back_end in back_ends.items()
     }
     recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself

@@ -33,7 +33,7 @@ from edgellm.spec import ModelSpec
 
 GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
-BLOCK_SIZE = 32
+BLOCK_SIZE, KV = 32, "fp32"  # onnxruntime-genai takes no 8-bit cache
 OPSET, IR_VERSION = 21, 10
 INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 0
 BITS, BLOCKS = (4, 8), (16, 32, 64, 128)

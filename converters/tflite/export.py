@@ -33,7 +33,7 @@ from edgellm.spec import ModelSpec
 GRAPH_FILE = "model.tflite"
 SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
 BLOCKS = (32, 64, 128)
-BLOCK_SIZE = 32
+BLOCK_SIZE, KV = 32, "int8"
 AXES = ("batch", "kv_heads", "capacity", "head_dim")
 KEY_AXES_INT8 = ("batch", "kv_heads", "head_dim", "capacity")
 KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"

@@ -53,9 +53,7 @@ class Target(click.ParamType[str]):
 @click.option(
     "--kv",
     type=click.Choice(["fp32", "int8"]),
-    default="fp32",
-    show_default=True,
-    help="What keys and values are kept in: int8 is smaller, and faster over a long context.",
+    help="What keys and values are kept in: int8 is smaller, and faster over a long context. [default: int8 on tflite, else fp32]",
 )
 @click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
@@ -68,7 +66,7 @@ def command(
     quant: str,
     method: str | None,
     block_size: str | None,
-    kv: str,
+    kv: str | None,
     adapter: str | None,
     max_ram: int | None,
     max_context: int | None,
@@ -85,7 +83,7 @@ def command(
     console = Console(stderr=True)
     started = time.perf_counter()
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("reading", total=None)
+        task = bar.add_task("reading, calibrating", total=None)
 
         def show(progress: Progress) -> None:
             bar.update(task, completed=progress.done_bytes, total=progress.total_bytes, description=progress.name)

@@ -69,7 +69,15 @@ def test_output_that_cannot_be_written_is_one_line(bundle: Path, arguments: tupl
 def test_a_terminated_conversion_leaves_nothing(name: str, tmp_path: Path) -> None:
     source = synthetic.write(tmp_path / "source", hidden=1024, intermediate=8192, layers=40, vocab=512)
     folder = tmp_path / "out"
-    process = start("convert", source, "-o", folder / "new" / "bundle", environment={"EDGELLM_CACHE": str(tmp_path / "cache")})
+    process = start(
+        "convert",
+        source,
+        "-o",
+        folder / "new" / "bundle",
+        "--method",
+        "rtn",
+        environment={"EDGELLM_CACHE": str(tmp_path / "cache")},
+    )
     try:
         deadline = time.monotonic() + 60
         while not list(folder.glob("new/.bundle.partial-*/model.onnx*")):
