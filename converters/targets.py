@@ -1,9 +1,9 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has two functions and two constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises UsageError
-where the recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take for so many
-bits. `BLOCK_SIZE` and `KV` are the block and the cache that suit them where nobody asks for another.
+module has two functions and two constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises
+UsageError where the recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take
+for so many bits. `BLOCK_SIZE` and `KV` are the block and the cache that suit them where nobody asks for another.
 
 Several plans are written together, so that the source is read once for all of them.
 """

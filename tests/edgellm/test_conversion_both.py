@@ -88,7 +88,7 @@ def test_every_row_of_the_source_is_read_once(
 ) -> None:
     monkeypatch.setattr(conversion, "DEFAULT_SLICE", slice_bytes)
     reads = counted(monkeypatch, _Tensor, lambda tensor: tensor._info.begin)
-    convert(source, tmp_path / "both", target="both", method="rtn")  # a calibration reads it once before
+    convert(source, tmp_path / "both", target="both", method="rtn", kv="fp32")  # a calibration reads it once before
     with safetensors.safe_open(source / "model.safetensors", "numpy") as file:
         rows = sum(file.get_slice(name).get_shape()[0] for name in file.keys())  # noqa: SIM118 - it is no mapping
     assert len(reads) == rows
@@ -100,7 +100,7 @@ def test_every_row_of_a_real_gguf_is_read_once(
     models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reads = counted(monkeypatch, _GGUFTensor, lambda tensor: tensor._info.start)
-    convert(models("smollm2"), tmp_path / "both", target="both", method="rtn")
+    convert(models("smollm2"), tmp_path / "both", target="both", method="rtn", kv="fp32")
     tensors = gguf.GGUFReader(models("smollm2")).tensors
     assert len(reads) == sum(int(tensor.shape[-1]) for tensor in tensors)
     assert set(reads.values()) == {1}
