@@ -122,6 +122,4 @@ class Orders:
         if over == "value":
             return np.concatenate(values)
         group = self._heads // self._kv_heads  # query heads that read one value head stand side by side
-        return np.concatenate(
-            [values[head // group] + (head - head // group) * self._width for head in range(self._heads)]
-        )
+        return np.concatenate([values[head // group] + (head - head // group) * self._width for head in range(self._heads)])

@@ -26,7 +26,9 @@ VARIANTS = {
 def prepare(variant: str, source: Path, folder: Path) -> Path:
     """A bundle."""
     kind = VARIANTS[variant]
-    return make_bundle(source, folder / f"edgellm-onnx-{variant}", target="onnx", quant=f"int{kind.bits}", block_size=kind.block)
+    return make_bundle(
+        source, folder / f"edgellm-onnx-{variant}", target="onnx", quant=f"int{kind.bits}", block_size=kind.block
+    )
 
 
 def make_bundle(source: Path, output: Path, **options: Any) -> Path:
