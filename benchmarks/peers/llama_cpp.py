@@ -1,8 +1,8 @@
 """llama.cpp through llama-cpp-python's low-level bindings: no Python sampler or state copy between the steps.
 
 Its files are made from the same source: linears in Q4_0 or Q8_0, embedding and head in Q8_0. The KV cache is float16, its
-default. So is flash attention, which it turns on by itself: on CPUs that makes prefill and short contexts faster and long
-ones slower, so "q4_0-noflash" is the same file without it, and each figure of ours stands beside the better of the two.
+default. So is flash attention, which it turns on by itself. On CPUs that makes prefill and short contexts faster and long
+ones slower, so "q4_0-noflash" is the same file without it: it is the better of the two that a figure has to meet.
 """
 
 from __future__ import annotations

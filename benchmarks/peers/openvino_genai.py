@@ -38,7 +38,7 @@ from edgellm.errors import InferenceError, ResourceError, SourceError
 
 PACKAGES = ("openvino-genai", "openvino")
 INSTALL = "pip install openvino-genai, and gguf for its files"
-IMPORTS = ("openvino", "openvino_genai")
+IMPORTS = ("openvino", "openvino_genai", "openvino_tokenizers", "openvino.passes")
 VARIANTS = {
     "q4_0": Variant(4, 32, kv="u8"),
     "int4-b32": Variant(4, 32, kv="u8"),
@@ -143,8 +143,8 @@ def open_engine(path: Path, *, variant: str, threads: int, context: int) -> Open
     """Load a saved model; the context grows as it fills."""
     genai = importlib.import_module("openvino_genai")
     scheduler = genai.SchedulerConfig()
-    scheduler.max_num_batched_tokens = 2**63 - 1  # these two are what LLMPipeline itself sets, the other way round for the
-    scheduler.enable_prefix_caching = False  # second; a scheduler that is given is taken as it is
+    scheduler.max_num_batched_tokens = 2**63 - 1  # as LLMPipeline sets it where no scheduler is given: a prompt in one batch
+    scheduler.enable_prefix_caching = False  # it sets True
     try:
         pipeline = genai.LLMPipeline(str(path), "CPU", scheduler_config=scheduler, **_plugin(threads))
     except RuntimeError as error:
