@@ -77,13 +77,13 @@ class Variant:
     Attributes:
         bits: of the linears' weights.
         block: inputs of a linear that share a scale; 0 is a whole row.
-        embedding, head: bits of these.
+        embedding, head: bits of these; of the embedding as "tied or untied" where that makes a difference.
         kv: element type of the KV cache.
     """
 
     bits: int
     block: int
-    embedding: int = 8
+    embedding: str = "8"
     head: int = 8
     kv: str = "f32"
 

@@ -1,7 +1,8 @@
 """onnxruntime-genai with the model that its own builder makes, from the source written as a Hugging Face folder.
 
 The builder is told to compute logits of the last position only (`prune_lm_head`), as every engine here does; "int4" is
-otherwise its default (a 4-bit head), "int4-head8" keeps 8 bits in the head. Embedding and KV cache are float32 in both.
+otherwise its default (a 4-bit head), "int4-head8" keeps 8 bits in the head. A tied embedding is the head's matrix, any
+other is float32; so is the KV cache.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from edgellm.errors import ResourceError, RuntimeUnavailable, SourceError
 PACKAGES = ("onnxruntime_genai", "onnxruntime")
 INSTALL = "pip install onnxruntime-genai, and onnx_ir, torch and transformers for its builder"
 IMPORTS = ("onnxruntime_genai",)
-VARIANTS = {"int4": Variant(4, 32, embedding=32, head=4), "int4-head8": Variant(4, 32, embedding=32)}
+VARIANTS = {"int4": Variant(4, 32, embedding="4 or 32", head=4), "int4-head8": Variant(4, 32, embedding="8 or 32")}
 OPTIONS = {"int4": ("prune_lm_head=true",), "int4-head8": ("prune_lm_head=true", "algo_config=rtn_last")}
 BUILDER_PACKAGES = ("onnx_ir", "torch", "transformers", "safetensors")
 

@@ -79,7 +79,8 @@ def _head(report: Mapping[str, Any]) -> list[str]:
     how = (
         f"Medians over {_count(settings['trials'], 'round')}, lowest and highest in brackets; every engine in a fresh process, "
         "in shuffled order. Speeds are tokens a second; decode is the median step. Weights are the bits of the linears and the "
-        "inputs that share a scale; then come the bits of embedding and head, and the type of the KV cache. "
+        "inputs that share a scale; then come the bits of embedding (tied or untied, where that matters) and head, and the "
+        "type of the KV cache. "
         "Load is from files that were read before, beyond the imports. "
         "Ratios are edgellm / peer, median to median; in brackets the lowest and highest within a round. "
         "KL is KL(source || engine) in nats with its standard error, the source being the same file at float32; "

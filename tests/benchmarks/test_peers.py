@@ -472,7 +472,7 @@ def test_llama_cpp_without_flash_attention_is_the_same_file(
     module = peers.peer("llama_cpp")
     engines = [module.open_engine(made[0].path, variant=variant, threads=1, context=64) for variant in variants]
     flash, plain = (engine.logits(model.ids) for engine in engines)
-    assert quality.compare(flash, plain).kl < 0.005
+    assert quality.compare(flash, plain).kl < 0.02
     assert not np.array_equal(flash, plain)  # the other sums round differently
     settings = api.llama_context_default_params()
     assert {settings.type_k, settings.type_v} == {api.GGML_TYPE_F16}

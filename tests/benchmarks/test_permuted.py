@@ -158,6 +158,11 @@ def test_a_seed_is_an_order_and_a_file_is_made_once(tmp_path: Path) -> None:
     other = permuted(source, seed=1)
     assert other != first
     assert other.read_bytes() != content
+    ours, theirs = tensors(first), tensors(other)
+    for name in ("blk.0.ffn_gate.weight", "blk.0.attn_v.weight"):  # rows, whatever the order of their columns is
+        assert not np.array_equal(np.sort(ours[name], axis=1), np.sort(theirs[name], axis=1)), name
+    columns = "token_embd.weight"
+    assert not np.array_equal(ours[columns], theirs[columns])
 
 
 def test_another_source_of_the_same_name_is_another_file(tmp_path: Path) -> None:
