@@ -11,6 +11,7 @@ from edgellm.benchmarks import models as real_models
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers import quiet, table
 from edgellm.benchmarks.peers.measure import Settings, measure, open_model, prepare
+from edgellm.benchmarks.permuted import SUFFIX, permuted
 from edgellm.errors import EdgeError, ResourceError
 
 
@@ -21,7 +22,11 @@ def main() -> int:
     )
     default = Settings()
     parser.add_argument(
-        "--models", nargs="+", default=["smollm2"], metavar="NAME", help=f"{', '.join(real_models.MODELS)}, or paths"
+        "--models",
+        nargs="+",
+        default=["smollm2"],
+        metavar="NAME",
+        help=f"{', '.join(real_models.MODELS)}, or paths; with {SUFFIX} after it, on a grid that favours nobody",
     )
     parser.add_argument(
         "--peers", nargs="+", default=list(peers.available()), metavar="PEER", help="such as llama_cpp or llama_cpp:q4_0"
@@ -72,8 +77,12 @@ def _run(arguments: argparse.Namespace) -> int:
     models, prepared, left_out = [], [], []
     for name in arguments.models:
         _say(f"{name}: the source at float32")
-        source = real_models.fetch(name) if name in real_models.MODELS else Path(name)
-        models.append(open_model(source.stem if name not in real_models.MODELS else name, source, settings.positions))
+        plain = name.removesuffix(SUFFIX)
+        source = real_models.fetch(plain) if plain in real_models.MODELS else Path(plain)
+        label = plain if plain in real_models.MODELS else source.stem
+        if name != plain:
+            source, label = permuted(source), label + SUFFIX
+        models.append(open_model(label, source, settings.positions))
         made, missing = prepare(models[-1], engines, _say)
         prepared += made
         left_out += missing

@@ -5,35 +5,43 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from edgellm.benchmarks.peers.engine import Logits
+from edgellm.benchmarks.peers.engine import Logits, Variant
 from edgellm.bundle import Bundle
 from edgellm.runtimes import open_runtime
 from edgellm.runtimes.session import Runtime, Session
 
 PACKAGES = ("onnxruntime", "numpy")
 INSTALL = "pip install 'edgellm[onnx,convert]'"
-VARIANTS = {"int4-b32": 4, "int4-b64": 4, "int4-b128": 4, "int8": 8}
+IMPORTS = ("edgellm.runtimes.memory", "edgellm.runtimes.threads", "edgellm.runtimes.onnx", "onnxruntime")
+VARIANTS = {
+    "int4-b32": Variant(4, 32),
+    "int4-b64": Variant(4, 64),
+    "int4-b128": Variant(4, 128),
+    "int8": Variant(8, 32),
+}
 
 
 def prepare(variant: str, source: Path, folder: Path) -> Path:
     """A bundle."""
-    return make_bundle("onnx", variant, 32, source, folder)
+    kind = VARIANTS[variant]
+    return make_bundle(
+        source, folder / f"edgellm-onnx-{variant}", target="onnx", quant=f"int{kind.bits}", block_size=kind.block
+    )
 
 
-def make_bundle(target: str, variant: str, block_size: int, source: Path, folder: Path) -> Path:
-    """A bundle for a runtime. Made anew every time: what converts it is what is being worked on, and it takes seconds."""
+def make_bundle(source: Path, output: Path, **options: Any) -> Path:
+    """A bundle by what `convert` is told. Made anew every time: what converts is what is being worked on, and takes seconds."""
     from edgellm.conversion import convert  # here, so that a child that measures stays on the device side
 
-    quant, _, block = variant.partition("-b")
-    output = folder / f"edgellm-{target}-{variant}"
     shutil.rmtree(output, ignore_errors=True)
-    bundle = convert(source, output, target=target, quant=quant, block_size=int(block or block_size))
+    bundle = convert(source, output, **options)
     bundle.ensure_verified()  # once, not in the load that is measured
     return bundle.path
 
 
-def open_engine(path: Path, *, threads: int, context: int) -> EdgellmEngine:
+def open_engine(path: Path, *, variant: str, threads: int, context: int) -> EdgellmEngine:
     """Load a bundle with room for `context` tokens."""
     bundle = Bundle.open(path)
     bundle.ensure_verified()

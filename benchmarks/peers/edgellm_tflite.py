@@ -1,24 +1,43 @@
-"""edgellm itself: its TFLite bundles in LiteRT. A variant without a block size has a scale a row."""
+"""edgellm itself: its TFLite bundles in LiteRT. A block of 0 is a scale a row."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from edgellm.benchmarks.peers.edgellm_onnx import EdgellmEngine, make_bundle
 from edgellm.benchmarks.peers.edgellm_onnx import open_engine as open_bundle
+from edgellm.benchmarks.peers.engine import Variant
 
 PACKAGES = ("ai-edge-litert", "numpy")
 INSTALL = "pip install 'edgellm[tflite,convert]'"
-VARIANTS = {"int4-b32": 4, "int4-b64": 4, "int4": 4, "int8": 8}
+IMPORTS = (
+    "edgellm.runtimes.memory",
+    "edgellm.runtimes.threads",
+    "edgellm.runtimes.tflite",
+    "ai_edge_litert.compiled_model",
+    "ai_edge_litert.hardware_accelerator",
+    "ai_edge_litert.options",
+)
+VARIANTS = {
+    "int4-b32": Variant(4, 32),
+    "int4-b64": Variant(4, 64),
+    "int4": Variant(4, 0),
+    "int8": Variant(8, 0),
+}
+# What `convert` is told beyond the grid, by variant: a method or a KV cache other than the default is an entry in both.
+OPTIONS: dict[str, dict[str, Any]] = {}
 
 
 def prepare(variant: str, source: Path, folder: Path) -> Path:
     """A bundle, loaded once: what LiteRT packs is then in the cache, as after a user's first start."""
-    path = make_bundle("tflite", variant, 0, source, folder)
-    open_engine(path, threads=1, context=1).close()
+    kind = VARIANTS[variant]
+    grid = {"target": "tflite", "quant": f"int{kind.bits}", "block_size": kind.block}
+    path = make_bundle(source, folder / f"edgellm-tflite-{variant}", **grid, **OPTIONS.get(variant, {}))
+    open_engine(path, variant=variant, threads=1, context=1).close()
     return path
 
 
-def open_engine(path: Path, *, threads: int, context: int) -> EdgellmEngine:
+def open_engine(path: Path, *, variant: str, threads: int, context: int) -> EdgellmEngine:
     """Load a bundle with room for `context` tokens."""
-    return open_bundle(path, threads=threads, context=context)
+    return open_bundle(path, variant=variant, threads=threads, context=context)

@@ -4,12 +4,14 @@ A peer is a module of this folder with
 
     PACKAGES: tuple[str, ...]        distributions whose versions belong to the figures; the first has to be installed
     INSTALL: str                     how to get it, in one line
-    VARIANTS: dict[str, int]         variant to bits of its linear weights
+    IMPORTS: tuple[str, ...]         modules that the engine needs: imported before the clock of the load starts
+    VARIANTS: dict[str, Variant]     what each of its rows is
     prepare(variant: str, source: Path, folder: Path) -> Path
-    open_engine(path: Path, *, threads: int, context: int) -> Engine
+    open_engine(path: Path, *, variant: str, threads: int, context: int) -> Engine
 
 `prepare` makes the peer's own file of the model beside others in `folder`, or finds the one it made before;
-`open_engine` is what loads it, through the API of the peer that costs the least per step.
+`open_engine` is what loads it, through the API of the peer that costs the least per step. An engine whose product writes
+tokens in a loop of its own is an `OwnLoop` besides.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,18 +57,50 @@ class Engine(Protocol):
         ...
 
 
+@runtime_checkable
+class OwnLoop(Protocol):
+    """What an engine has besides if its product is asked for tokens, not for steps: it is timed as its users meet it."""
+
+    def time_prefill(self, ids: Sequence[int]) -> float:
+        """Seconds from a prompt that it has never seen to the first token."""
+        ...
+
+    def time_steps(self, ids: Sequence[int], steps: int) -> list[float]:
+        """Seconds of each of `steps` tokens that follow the first one after a prompt."""
+        ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What a row is, as the tables say it.
+
+    Attributes:
+        bits: of the linears' weights.
+        block: inputs of a linear that share a scale; 0 is a whole row.
+        embedding, head: bits of these; of the embedding as "tied or untied" where that makes a difference.
+        kv: element type of the KV cache.
+    """
+
+    bits: int
+    block: int
+    embedding: str = "8"
+    head: int = 8
+    kv: str = "f32"
+
+
 class Peer(Protocol):
     """The module of a peer."""
 
     PACKAGES: tuple[str, ...]
     INSTALL: str
-    VARIANTS: dict[str, int]
+    IMPORTS: tuple[str, ...]
+    VARIANTS: dict[str, Variant]
 
     def prepare(self, variant: str, source: Path, folder: Path) -> Path:
         """The peer's file of a model. Raises EdgeError where it cannot be made."""
         ...
 
-    def open_engine(self, path: Path, *, threads: int, context: int) -> Engine:
+    def open_engine(self, path: Path, *, variant: str, threads: int, context: int) -> Engine:
         """Load that file."""
         ...
 

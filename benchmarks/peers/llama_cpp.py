@@ -1,6 +1,8 @@
 """llama.cpp through llama-cpp-python's low-level bindings: no Python sampler or state copy between the steps.
 
-Its files are made from the same source: linears in Q4_0 or Q8_0, embedding and head in Q8_0.
+Its files are made from the same source: linears in Q4_0 or Q8_0, embedding and head in Q8_0. The KV cache is float16, its
+default. So is flash attention, which it turns on by itself. On CPUs that makes prefill and short contexts faster and long
+ones slower, so "q4_0-noflash" is the same file without it: it is the better of the two that a figure has to meet.
 """
 
 from __future__ import annotations
@@ -16,12 +18,18 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.benchmarks.peers.engine import Logits
+from edgellm.benchmarks.peers.engine import Logits, Variant
 from edgellm.errors import InferenceError, ResourceError, SourceError
 
 PACKAGES = ("llama_cpp_python",)
 INSTALL = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
-VARIANTS = {"q4_0": 4, "q8_0": 8}
+IMPORTS = ("llama_cpp",)
+VARIANTS = {
+    "q4_0": Variant(4, 32, kv="f16"),
+    "q4_0-noflash": Variant(4, 32, kv="f16"),
+    "q8_0": Variant(8, 32, kv="f16"),
+}
+NOFLASH = "-noflash"
 BATCH = 512
 GGML_LOG_LEVEL_ERROR = 4  # ggml.h; the bindings do not name it
 
@@ -31,11 +39,12 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
     if source.suffix.lower() != ".gguf":
         raise SourceError("not a GGUF file", where=source, fix="llama.cpp is compared on GGUF sources only")
     api = _api()
-    target = folder / f"llama.cpp-{importlib.metadata.version(PACKAGES[0])}-{variant}.gguf"
+    kind = variant.removesuffix(NOFLASH)
+    target = folder / f"llama.cpp-{importlib.metadata.version(PACKAGES[0])}-{kind}.gguf"
     if target.is_file():
         return target
     settings = api.llama_model_quantize_default_params()
-    settings.ftype = {"q4_0": api.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": api.LLAMA_FTYPE_MOSTLY_Q8_0}[variant]
+    settings.ftype = {"q4_0": api.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": api.LLAMA_FTYPE_MOSTLY_Q8_0}[kind]
     settings.token_embedding_type = settings.output_tensor_type = api.GGML_TYPE_Q8_0
     settings.allow_requantize = True
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +61,7 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
     return target
 
 
-def open_engine(path: Path, *, threads: int, context: int) -> LlamaCppEngine:
+def open_engine(path: Path, *, variant: str, threads: int, context: int) -> LlamaCppEngine:
     """Load a GGUF file with a context of `context` tokens; everything else that is not said here is llama.cpp's default."""
     api = _api()
     model = api.llama_model_load_from_file(os.fsencode(path), api.llama_model_default_params())
@@ -62,6 +71,8 @@ def open_engine(path: Path, *, threads: int, context: int) -> LlamaCppEngine:
     settings.n_ctx = context
     settings.n_batch = settings.n_ubatch = BATCH
     settings.n_threads = settings.n_threads_batch = threads
+    if variant.endswith(NOFLASH):
+        settings.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
     handle = api.llama_init_from_model(model, settings)
     if not handle:
         raise InferenceError("llama.cpp makes no context", where=path, fix="ask for a shorter one")

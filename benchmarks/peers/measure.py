@@ -1,7 +1,7 @@
 """The plan and the run: every engine in a child of its own, round after round, in shuffled order.
 
-A drift of the machine (heat, a neighbour) then falls on all engines alike, and a ratio is taken within a round, where both
-sides had the same machine.
+A drift of the machine (heat, a neighbour) then falls on all engines alike, and the spread of a ratio within the rounds, where
+both sides had the same machine, shows what of it is left.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from edgellm.benchmarks.peers.engine import EngineId
 from edgellm.bundle import cache_dir, sha256_file
 from edgellm.errors import EdgeError, UsageError
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had less about a row, and the imports within the load
 CHILD_SECONDS = 1800.0
 
 
@@ -128,7 +128,15 @@ def measure(
     for each in prepared:
         progress(f"{each.model}: closeness of {each.engine}")
         model = by_name[each.model]
-        job = Job("quality", each.engine.peer, str(each.path), max(settings.threads), model.ids, reference=str(model.reference))
+        job = Job(
+            "quality",
+            each.engine.peer,
+            each.engine.variant,
+            str(each.path),
+            max(settings.threads),
+            model.ids,
+            reference=str(model.reference),
+        )
         judged.append({"model": each.model, "engine": str(each.engine), **run_child(job)})
     samples = []
     order = random.Random(settings.seed)
@@ -142,6 +150,7 @@ def measure(
                     job = Job(
                         "speed",
                         each.engine.peer,
+                        each.engine.variant,
                         str(each.path),
                         threads,
                         model.ids,
@@ -168,7 +177,7 @@ def measure(
             {
                 "model": each.model,
                 "engine": str(each.engine),
-                "bits": peers.peer(each.engine.peer).VARIANTS[each.engine.variant],
+                **dataclasses.asdict(peers.peer(each.engine.peer).VARIANTS[each.engine.variant]),
                 "size": each.size,
             }
             for each in prepared

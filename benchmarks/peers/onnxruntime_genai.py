@@ -1,7 +1,8 @@
 """onnxruntime-genai with the model that its own builder makes, from the source written as a Hugging Face folder.
 
 The builder is told to compute logits of the last position only (`prune_lm_head`), as every engine here does; "int4" is
-otherwise its default (a 4-bit head), "int4-head8" keeps 8 bits in the head. The embedding is float32 in both.
+otherwise its default (a 4-bit head), "int4-head8" keeps 8 bits in the head. A tied embedding is the head's matrix, any
+other is float32; so is the KV cache.
 """
 
 from __future__ import annotations
@@ -22,12 +23,13 @@ from typing import Any
 import numpy as np
 
 from edgellm.benchmarks.peers import hf_folder
-from edgellm.benchmarks.peers.engine import Logits
+from edgellm.benchmarks.peers.engine import Logits, Variant
 from edgellm.errors import ResourceError, RuntimeUnavailable, SourceError
 
 PACKAGES = ("onnxruntime_genai", "onnxruntime")
 INSTALL = "pip install onnxruntime-genai, and onnx_ir, torch and transformers for its builder"
-VARIANTS = {"int4": 4, "int4-head8": 4}
+IMPORTS = ("onnxruntime_genai",)
+VARIANTS = {"int4": Variant(4, 32, embedding="4 or 32", head=4), "int4-head8": Variant(4, 32, embedding="8 or 32")}
 OPTIONS = {"int4": ("prune_lm_head=true",), "int4-head8": ("prune_lm_head=true", "algo_config=rtn_last")}
 BUILDER_PACKAGES = ("onnx_ir", "torch", "transformers", "safetensors")
 
@@ -65,7 +67,7 @@ def _build(model: Path, output: Path, scratch: Path, options: Sequence[str]) -> 
         raise SourceError(f"the builder of onnxruntime-genai failed: {last}", where=model)
 
 
-def open_engine(path: Path, *, threads: int, context: int) -> GenaiEngine:
+def open_engine(path: Path, *, variant: str, threads: int, context: int) -> GenaiEngine:
     """Load the builder's folder with `threads` for a step; the rest is as the builder wrote it."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     api = importlib.import_module("onnxruntime_genai")

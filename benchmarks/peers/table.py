@@ -42,10 +42,13 @@ def figures(report: Mapping[str, Any], model: str, engine: str, threads: int, me
     }
 
 
-def ratios(report: Mapping[str, Any], model: str, ours: str, theirs: str, threads: int, measure: str) -> Spread | None:
-    """Ours / theirs, taken within each round that both finished."""
+def ratio(report: Mapping[str, Any], model: str, ours: str, theirs: str, threads: int, measure: str) -> Spread | None:
+    """Ours / theirs: their medians, and the lowest and highest within a round that both finished."""
     a, b = (figures(report, model, engine, threads, measure) for engine in (ours, theirs))
-    return spread([a[number] / b[number] for number in sorted(a.keys() & b.keys())])
+    rounds = [a[number] / b[number] for number in a.keys() & b.keys()]
+    if not rounds:
+        return None
+    return Spread(statistics.median(a.values()) / statistics.median(b.values()), min(rounds), max(rounds))
 
 
 def markdown(report: Mapping[str, Any]) -> str:
@@ -75,7 +78,11 @@ def _head(report: Mapping[str, Any]) -> list[str]:
     load = report["quiet"]["load"]
     how = (
         f"Medians over {_count(settings['trials'], 'round')}, lowest and highest in brackets; every engine in a fresh process, "
-        "in shuffled order. Speeds are tokens a second; decode is the median step. Ratios are edgellm / peer within a round. "
+        "in shuffled order. Speeds are tokens a second; decode is the median step. Weights are the bits of the linears and the "
+        "inputs that share a scale; then come the bits of embedding (tied or untied, where that matters) and head, and the "
+        "type of the KV cache. "
+        "Load is from files that were read before, beyond the imports. "
+        "Ratios are edgellm / peer, median to median; in brackets the lowest and highest within a round. "
         "KL is KL(source || engine) in nats with its standard error, the source being the same file at float32; "
         "a tie is a difference below two standard errors over the same positions; "
         "top-1 is how often both find the same token likeliest. RSS is the process's peak."
@@ -106,13 +113,14 @@ def _measures(report: Mapping[str, Any]) -> dict[str, str]:
 
 def _engines(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
     measures = _measures(report)
-    rows = [["engine", "bits", "file MB", "load ms", *measures.values(), "RSS MB", "KL", "top-1"]]
+    head = ["engine", "weights", "embedding, head", "KV", "file MB", "import ms", "load ms"]
+    rows = [[*head, *measures.values(), "RSS MB", "KL", "top-1"]]
     for each in report["engines"]:
         if each["model"] != model:
             continue
         engine = each["engine"]
-        cells = [engine, str(each["bits"]), f"{each['size'] / MB:.0f}"]
-        for measure in ("load_ms", *measures):
+        cells = [engine, _weights(each), _ends(each), str(each.get("kv", "-")), f"{each['size'] / MB:.0f}"]
+        for measure in ("import_ms", "load_ms", *measures):
             found = spread(list(figures(report, model, engine, threads, measure).values()))
             cells.append("-" if found is None else found.text())
         rss = spread(list(figures(report, model, engine, threads, "rss").values()))
@@ -128,7 +136,8 @@ def _engines(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
 def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
     """Ours against every peer of the same width, with both KLs in the same row."""
     measures = _measures(report)
-    rows = [["edgellm", "peer", *measures.values(), "RSS", "KL ours / theirs", "KL no worse"]]
+    head = ["edgellm", "peer", "embedding, head"]
+    rows = [[*head, *measures.values(), "load", "RSS", "KL ours / theirs", "KL no worse"]]
     engines = [each for each in report["engines"] if each["model"] == model]
     ours = [each for each in engines if each["engine"].startswith(OURS)]
     for mine in ours:
@@ -136,14 +145,24 @@ def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
             if theirs in ours or theirs["bits"] != mine["bits"]:
                 continue
             pair = mine["engine"], theirs["engine"]
-            cells = [pair[0].removeprefix(OURS), pair[1]]
-            for measure in (*measures, "rss"):
-                found = ratios(report, model, *pair, threads, measure)
+            cells = [pair[0].removeprefix(OURS), pair[1], f"{_ends(mine)} / {_ends(theirs)}"]
+            for measure in (*measures, "load_ms", "rss"):
+                found = ratio(report, model, *pair, threads, measure)
                 cells.append("-" if found is None else found.text(2))
             a, b = (_quality(report, model, engine) for engine in pair)
             cells += ["-", "-"] if a is None or b is None else [f"{a['kl']:.4f} / {b['kl']:.4f}", _no_worse(a, b)]
             rows.append(cells)
     return _table(rows) if len(rows) > 1 else []
+
+
+def _weights(engine: Mapping[str, Any]) -> str:
+    """Bits and block of the linears; reports of the first schema have the bits only, and none of what follows."""
+    block = engine.get("block")
+    return str(engine["bits"]) if block is None else f"{engine['bits']}, {f'block {block}' if block else 'row'}"
+
+
+def _ends(engine: Mapping[str, Any]) -> str:
+    return f"{engine['embedding']}, {engine['head']}" if "head" in engine else "-"
 
 
 def _no_worse(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:

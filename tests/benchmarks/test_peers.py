@@ -19,7 +19,7 @@ import transformers
 
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers import quality, quiet, table
-from edgellm.benchmarks.peers.child import Job
+from edgellm.benchmarks.peers.child import Job, _speed
 from edgellm.benchmarks.peers.engine import EngineId
 from edgellm.benchmarks.peers.measure import open_model, prepare, run_child
 from edgellm.errors import RuntimeUnavailable, UsageError
@@ -29,7 +29,14 @@ OURS, OURS8, THEIRS, THEIRS8 = "edgellm_onnx:int4-b32", "edgellm_onnx:int8", "ll
 
 
 def sample(engine: str, number: int, decode: float, threads: int = 1, **more: float) -> dict[str, Any]:
-    values = {"load_ms": 100.0, "prefill_512": 10 * decode, "decode_32": decode, "rss": 5_000_000, "others": 0.01}
+    values = {
+        "import_ms": 50.0,
+        "load_ms": 100.0,
+        "prefill_512": 10 * decode,
+        "decode_32": decode,
+        "rss": 5_000_000,
+        "others": 0.01,
+    }
     return {"round": number, "model": "tiny", "engine": engine, "threads": threads, **values, **more}
 
 
@@ -54,7 +61,7 @@ def report() -> dict[str, Any]:
     bits = {OURS: 4, OURS8: 8, THEIRS: 4, THEIRS8: 8}
     kls = {OURS: 0.30, OURS8: 0.004, THEIRS: 0.31, THEIRS8: 0.003}
     return {
-        "schema": 1,
+        "schema": 2,
         "command": "python -m edgellm.benchmarks.peers --trials 3",
         "started": "2026-01-02T03:04:05+00:00",
         "machine": {
@@ -64,7 +71,12 @@ def report() -> dict[str, Any]:
         "versions": {"edgellm": "0.1", "llama_cpp_python": "9.9"},
         "settings": {"threads": [1], "trials": 3, "prefill": 512, "depths": [32], "steps": 64},
         "models": [{"name": "tiny", "source": "tiny.gguf"}],
-        "engines": [{"model": "tiny", "engine": each, "bits": bits[each], "size": 3_000_000} for each in bits],
+        "engines": [
+            {
+                "model": "tiny", "engine": each, "bits": bits[each], "block": 0 if each == THEIRS8 else 32, "embedding": 8,
+                "head": 4 if each == THEIRS else 8, "kv": "f16", "size": 3_000_000,
+            } for each in bits
+        ],
         "left_out": [{"model": "tiny", "engine": "openvino:int4", "reason": "openvino is not installed; pip install openvino"}],
         "quality": [
             {
@@ -84,21 +96,36 @@ def row(text: str, *starts: str) -> list[str]:
 
 def test_medians_with_lowest_and_highest(report: dict[str, Any]) -> None:
     cells = row(table.markdown(report), OURS)
-    assert cells == [OURS, "4", "3", "100 (100-100)", "1100 (1000-1200)", "110 (100-120)", "5", "0.3000 ± 0.0010", "0.900"]
+    assert cells[:5] == [OURS, "4, block 32", "8, 8", "f16", "3"]
+    assert cells[5:7] == ["50 (50-50)", "100 (100-100)"]
+    assert cells[7:] == ["1100 (1000-1200)", "110 (100-120)", "5", "0.3000 ± 0.0010", "0.900"]
+    assert row(table.markdown(report), THEIRS8)[1] == "8, row"
 
 
-def test_ratios_are_taken_round_by_round(report: dict[str, Any]) -> None:
+def test_ratios_are_median_to_median_with_the_spread_of_the_rounds(report: dict[str, Any]) -> None:
     cells = row(table.markdown(report), "onnx:int4-b32", THEIRS)
-    ratio = "1.20 (1.00-2.00)"  # of 2.0, 1.2 and 1.0; the ratio of the medians would be 1.10
-    assert cells[2:] == [ratio, ratio, "0.50 (0.50-0.50)", "0.3000 / 0.3100", "yes"]
+    ratio = "1.10 (1.00-2.00)"  # of 110 and 100; in the rounds it is 2.0, 1.2 and 1.0, whose median would be 1.20
+    assert cells[2] == "8, 8 / 8, 4"
+    assert cells[3:] == [ratio, ratio, "1.00 (1.00-1.00)", "0.50 (0.50-0.50)", "0.3000 / 0.3100", "yes"]
 
 
 def test_a_failed_round_is_in_no_ratio_and_is_named(report: dict[str, Any]) -> None:
     text = table.markdown(report)
     cells = row(text, "onnx:int8", THEIRS8)
-    assert cells[3] == "0.62 (0.50-0.75)"  # of rounds 0 and 2
+    assert cells[4] == "0.60 (0.50-0.75)"  # 30 to the median of 60 and 40, of rounds 0 and 2
     assert cells[-2:] == ["0.0040 / 0.0030", "tie"]
     assert text.rstrip().partition("Failed:")[2].split("\n") == ["", "", f"- tiny, {THEIRS8}: it fell over"]
+
+
+def test_a_report_of_the_first_schema_is_still_drawn(report: dict[str, Any]) -> None:
+    for each in report["engines"]:
+        for name in ("block", "embedding", "head", "kv"):
+            del each[name]
+    for each in report["samples"]:
+        each.pop("import_ms", None)
+    text = table.markdown(report)
+    assert row(text, OURS)[1:7] == ["4", "-", "-", "3", "-", "100 (100-100)"]
+    assert row(text, "onnx:int4-b32", THEIRS)[2:4] == ["- / -", "1.10 (1.00-2.00)"]
 
 
 def test_a_clearly_higher_kl_is_no_tie(report: dict[str, Any]) -> None:
@@ -131,8 +158,8 @@ def test_an_engine_without_any_figures_keeps_its_row(report: dict[str, Any]) -> 
     report["samples"] = [each for each in report["samples"] if each["engine"] != THEIRS]
     report["quality"] = [each for each in report["quality"] if each["engine"] != THEIRS]
     text = table.markdown(report)
-    assert row(text, THEIRS)[3:] == ["-"] * 6
-    assert row(text, "onnx:int4-b32", THEIRS)[2:] == ["-"] * 5
+    assert row(text, THEIRS)[5:] == ["-"] * 7
+    assert row(text, "onnx:int4-b32", THEIRS)[3:] == ["-"] * 6
 
 
 def test_kl_is_torchs(rng: np.random.Generator) -> None:
@@ -160,8 +187,9 @@ def rng() -> np.random.Generator:
 
 
 def test_peers_are_found_by_their_files() -> None:
-    assert peers.available() == ("edgellm_onnx", "edgellm_tflite", "llama_cpp", "onnxruntime_genai")
-    assert peers.choose(["llama_cpp:q8_0", "llama_cpp"]) == [EngineId("llama_cpp", "q8_0"), EngineId("llama_cpp", "q4_0")]
+    assert peers.available() == ("edgellm_onnx", "edgellm_tflite", "llama_cpp", "onnxruntime_genai", "openvino_genai")
+    chosen = peers.choose(["llama_cpp:q8_0", "llama_cpp"])
+    assert chosen == [EngineId("llama_cpp", name) for name in ("q8_0", "q4_0", "q4_0-noflash")]
 
 
 @pytest.mark.parametrize(("name", "message"), [("tea", "no peer is called 'tea'"), ("llama_cpp:q9", "has no 'q9'")])
@@ -235,7 +263,7 @@ def run(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[di
 
 def test_every_engine_runs_in_every_round(run: tuple[dict[str, Any], Path]) -> None:
     report, _ = run
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert report["command"].endswith("--noisy")
     rounds = [(each["round"], each["threads"]) for each in report["samples"]]
     assert rounds == [(0, 1), (0, 1), (0, 2), (0, 2), (1, 1), (1, 1), (1, 2), (1, 2)]
@@ -243,7 +271,9 @@ def test_every_engine_runs_in_every_round(run: tuple[dict[str, Any], Path]) -> N
         (number, threads, engine) for number in (0, 1) for threads in (1, 2) for engine in (OURS, OURS8)
     }
     for each in report["samples"]:
-        assert all(each[measure] > 0 for measure in ("load_ms", "prefill_40", "decode_8", "decode_20", "rss")), each
+        assert all(each[measure] > 0 for measure in ("import_ms", "load_ms", "prefill_40", "decode_8", "decode_20", "rss")), (
+            each
+        )
 
 
 def test_what_cannot_run_is_left_out_and_said(run: tuple[dict[str, Any], Path]) -> None:
@@ -281,14 +311,111 @@ def test_a_childs_memory_is_its_own(run: tuple[dict[str, Any], Path]) -> None:
     report, folder = run
     ballast = np.ones(100_000_000, np.float64)
     (bundle,) = folder.rglob("edgellm-onnx-int8")
-    job = Job("speed", "edgellm_onnx", str(bundle), 1, report["models"][0]["ids"], prefill=8, depths=(4,), steps=2)
+    job = Job("speed", "edgellm_onnx", "int8", str(bundle), 1, report["models"][0]["ids"], prefill=8, depths=(4,), steps=2)
     assert run_child(job)["rss"] < ballast.nbytes / 2
 
 
 def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
-    found = run_child(Job("speed", "edgellm_onnx", str(tmp_path / "nothing"), 1, [5, 6], prefill=4, depths=(2,), steps=1))
+    job = Job("speed", "edgellm_onnx", "int8", str(tmp_path / "nothing"), 1, [5, 6], prefill=4, depths=(2,), steps=1)
+    found = run_child(job)
     assert list(found) == ["error"]
     assert "BundleError" in found["error"]
+
+
+class Loop:
+    """An engine that is asked for tokens; its clock is known."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[int, int]] = []
+
+    def time_prefill(self, ids: list[int]) -> float:
+        self.asked.append((len(ids), 0))
+        return [9.0, 2.0, 4.0][len(self.asked) - 1]
+
+    def time_steps(self, ids: list[int], steps: int) -> list[float]:
+        self.asked.append((len(ids), steps))
+        return [5.0, *[0.1] * (steps - 1)]
+
+
+def test_an_engine_with_a_loop_of_its_own_is_timed_by_that() -> None:
+    loop: Any = Loop()
+    figures = _speed(loop, Job("speed", "it", "q", "", 1, [7, 8, 9], prefill=12, depths=(4, 8), steps=6))
+    assert figures == {"prefill_12": 4.5, "decode_4": pytest.approx(10), "decode_8": pytest.approx(10)}  # of 6 and 3
+    assert loop.asked == [(12, 0)] * 3 + [(4, 6), (8, 6)]
+
+
+LATE = """
+import sys
+from pathlib import Path
+from edgellm.benchmarks.peers.child import load_code
+
+peer, variant, path = sys.argv[1:]
+module = load_code(peer)
+before = set(sys.modules)
+module.open_engine(Path(path), variant=variant, threads=1, context=32).close()
+print(sorted(name for name in set(sys.modules) - before if name.split(".")[0] not in sys.stdlib_module_names))
+"""
+
+
+def imported_late(peer: str, variant: str, path: Path) -> str:
+    """Modules that a load imports, although their import is timed apart from it."""
+    command = [sys.executable, "-c", LATE, peer, variant, str(path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("peer", "variant"),
+    [
+        ("edgellm_onnx", "int8"),
+        ("edgellm_tflite", "int8"),
+        pytest.param("onnxruntime_genai", "int4", marks=pytest.mark.slow),
+    ],
+)
+def test_a_load_imports_nothing(
+    peer: str, variant: str, tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made, left_out = prepare(open_model("tiny", tiny_source, 8), [EngineId(peer, variant)], lambda step: None)
+    if left_out:
+        pytest.skip(left_out[0]["reason"])
+    assert imported_late(peer, variant, made[0].path) == "[]"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("peer", "variant"), [("llama_cpp", "q8_0"), ("openvino_genai", "q8_0")])
+def test_a_load_of_a_gguf_imports_nothing(
+    peer: str, variant: str, models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    made, left_out = prepare(open_model("smollm2", models("smollm2"), 8), [EngineId(peer, variant)], lambda step: None)
+    if left_out:
+        pytest.skip(left_out[0]["reason"])
+    assert imported_late(peer, variant, made[0].path) == "[]"
+
+
+def test_only_a_gguf_is_permuted(tiny_source: Path, tmp_path: Path) -> None:
+    done = command_line("--models", f"{tiny_source}-permuted", "--peers", "edgellm_onnx:int8", "--noisy", cache=tmp_path)
+    assert done.returncode == 1
+    assert "only GGUF sources are permuted" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_permuted_model_is_a_model_of_the_table(models: Callable[[str], Path], tmp_path: Path) -> None:
+    sizes = ("--threads", 1, "--trials", 1, "--prefill", 16, "--depths", 4, "--steps", 2, "--positions", 60)
+    wanted = ("edgellm_onnx:int4-b32", "edgellm_onnx:int8", "llama_cpp:q4_0")
+    arguments = ("--peers", *wanted, *sizes, "--json", tmp_path / "out.json", "--noisy")
+    source = models("smollm2")
+    done = command_line("--models", source, f"{source}-permuted", *arguments, cache=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    plain, moved = (each["name"] for each in report["models"])
+    assert moved == f"{plain}-permuted"
+    kl = {(each["model"], each["engine"]): each["kl"] for each in report["quality"]}
+    assert 0 < kl[moved, "edgellm_onnx:int8"] < 0.02  # both are the same function, so 8 bit is close in either order
+    engines = {each["engine"] for each in report["engines"]}
+    assert all(abs(np.log(kl[moved, each] / kl[plain, each])) > 1e-4 for each in engines), kl
 
 
 def consistent(engine: peers.Engine, ids: list[int]) -> None:
@@ -304,28 +431,54 @@ def consistent(engine: peers.Engine, ids: list[int]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("variant", "kind"), [("q4_0", "Q4_0"), ("q8_0", "Q8_0")])
+@pytest.mark.parametrize(
+    ("name", "variant", "kind"), [("smollm2", "q4_0", "Q4_0"), ("smollm2", "q8_0", "Q8_0"), ("qwen2.5", "q4_0", "Q4_0")]
+)
 def test_llama_cpp(
-    models: Callable[[str], Path], variant: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Callable[[str], Path], name: str, variant: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    model = open_model("smollm2", models("smollm2"), 24)
+    model = open_model(name, models(name), 24)
     (made,), left_out = prepare(model, [EngineId("llama_cpp", variant)], lambda step: None)
     assert left_out == []
     types = {tensor.name: tensor.tensor_type.name for tensor in gguf.GGUFReader(made.path).tensors}
-    assert types.get("token_embd.weight") == "Q8_0"
-    assert {types[f"blk.{layer}.{part}.weight"] for layer in (0, 7) for part in ("attn_q", "ffn_down", "ffn_up")} == {kind}
+    ends = {name: kind for name, kind in types.items() if not name.startswith("blk.") and "norm" not in name}
+    assert ends == dict.fromkeys(["token_embd.weight", *["output.weight"] * (name == "qwen2.5")], "Q8_0")
+    linears = {types[f"blk.{layer}.{part}.weight"] for layer in (0, 7) for part in ("attn_q", "attn_v", "ffn_down", "ffn_up")}
+    assert linears == {kind}
     # the file's own weights at float32, by our reader, are what llama.cpp has to compute with
     file_logits = np.load(quality.reference(made.path, model.ids, tmp_path))
-    engine = peers.peer("llama_cpp").open_engine(made.path, threads=2, context=64)
+    engine = peers.peer("llama_cpp").open_engine(made.path, variant=variant, threads=2, context=64)
     assert quality.compare(file_logits, engine.logits(model.ids)).kl < 0.01
     consistent(engine, model.ids)
     engine.close()
     stamp = made.path.stat().st_mtime_ns
     prepare(model, [made.engine], lambda step: None)
     assert made.path.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.slow
+def test_llama_cpp_without_flash_attention_is_the_same_file(
+    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api: Any = pytest.importorskip("llama_cpp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    variants = ("q4_0", "q4_0-noflash")
+    model = open_model("smollm2", models("smollm2"), 24)
+    made, _ = prepare(model, [EngineId("llama_cpp", variant) for variant in variants], lambda step: None)
+    assert len({each.path for each in made}) == 1
+    module = peers.peer("llama_cpp")
+    engines = [module.open_engine(made[0].path, variant=variant, threads=1, context=64) for variant in variants]
+    flash, plain = (engine.logits(model.ids) for engine in engines)
+    assert quality.compare(flash, plain).kl < 0.02
+    assert not np.array_equal(flash, plain)  # the other sums round differently
+    settings = api.llama_context_default_params()
+    assert {settings.type_k, settings.type_v} == {api.GGML_TYPE_F16}
+    assert {module.VARIANTS[variant].kv for variant in variants} == {"f16"}
+    for engine in engines:
+        engine.close()
 
 
 @pytest.mark.slow
@@ -337,7 +490,7 @@ def test_onnxruntime_genai(tiny_source: Path, variant: str, tmp_path: Path, monk
     model = open_model("tiny", tiny_source, 24)
     (made,), left_out = prepare(model, [EngineId("onnxruntime_genai", variant)], lambda step: None)
     assert left_out == []
-    engine = peers.peer("onnxruntime_genai").open_engine(made.path, threads=1, context=64)
+    engine = peers.peer("onnxruntime_genai").open_engine(made.path, variant=variant, threads=1, context=64)
     found = quality.compare(np.load(model.reference), engine.logits(model.ids))
     assert found.kl < 0.5
     assert len(found.divergences) == 24
