@@ -53,7 +53,7 @@ class Target(click.ParamType[str]):
 @click.option(
     "--kv",
     type=click.Choice(["fp32", "int8"]),
-    help="What keys and values are kept in: int8 is smaller, and faster after long prompts. [default: int8 on tflite, else fp32]",
+    help="What keys and values are kept in: int8 is smaller, faster after long prompts [default: int8 on tflite, else fp32]",
 )
 @click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
