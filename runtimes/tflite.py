@@ -255,11 +255,20 @@ class TfliteSession(ChunkedSession[Signature]):
         self._buffers: dict[str, tuple[list[Any], list[Any], dict[str, Any]]] = {}
         self._closed = False
 
+    def rewind(self, length: int) -> None:
+        """Keep the first `length` tokens; with none of them the cache is small again, and attention as fast as at first."""
+        super().rewind(length)
+        if length == 0:
+            self._release()
+
     def close(self) -> None:
         """Release the cache."""
-        self._kv, self._buffers = {}, {}
-        self._length = self._capacity = 0
+        self._release()
+        self._length = 0
         self._closed = True
+
+    def _release(self) -> None:
+        self._kv, self._buffers, self._capacity = {}, {}, 0
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
         if self._closed or self._runtime.model is None:
@@ -318,9 +327,8 @@ class TfliteSession(ChunkedSession[Signature]):
             return
         runtime, decode, old_capacity = self._runtime, self._runtime.decode, self._capacity
         capacity = -(-slots // runtime.step) * runtime.step
-        memory.check_growth(
-            runtime.graph, capacity, capacity
-        )  # the old cache goes layer by layer, the new one is whole at once
+        # the old cache goes layer by layer, the new one is whole at once
+        memory.check_growth(runtime.graph, capacity, capacity)
         runtime.resize(decode, capacity)
         # all that can fail comes first: until then the session is as it was
         grown = {name: runtime.model.create_input_buffer_by_name(DECODE, name) for name in self._kv}

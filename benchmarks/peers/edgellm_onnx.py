@@ -20,15 +20,17 @@ VARIANTS = {
     "int4-b64": Variant(4, 64),
     "int4-b128": Variant(4, 128),
     "int8": Variant(8, 32),
+    "int4-b32-kv8": Variant(4, 32, kv="i8"),
 }
+# What `convert` is told beyond the grid, by variant.
+OPTIONS: dict[str, dict[str, Any]] = {"int4-b32-kv8": {"kv": "int8"}}
 
 
 def prepare(variant: str, source: Path, folder: Path) -> Path:
     """A bundle."""
     kind = VARIANTS[variant]
-    return make_bundle(
-        source, folder / f"edgellm-onnx-{variant}", target="onnx", quant=f"int{kind.bits}", block_size=kind.block
-    )
+    grid = {"target": "onnx", "quant": f"int{kind.bits}", "block_size": kind.block}
+    return make_bundle(source, folder / f"edgellm-onnx-{variant}", **grid, **OPTIONS.get(variant, {}))
 
 
 def make_bundle(source: Path, output: Path, **options: Any) -> Path:

@@ -20,13 +20,15 @@ IMPORTS = (
     "ai_edge_litert.options",
 )
 VARIANTS = {
-    "int4-b32": Variant(4, 32),
-    "int4-b64": Variant(4, 64),
-    "int4": Variant(4, 0),
-    "int8": Variant(8, 0),
+    "int4-b32": Variant(4, 32, kv="i8"),
+    "int4-b64": Variant(4, 64, kv="i8"),
+    "int4": Variant(4, 0, kv="i8"),
+    "int8": Variant(8, 0, kv="i8"),
+    "int4-b32-kv32": Variant(4, 32),
+    "int4-b32-rtn": Variant(4, 32, kv="i8"),
 }
 # What `convert` is told beyond the grid, by variant: a method or a KV cache other than the default is an entry in both.
-OPTIONS: dict[str, dict[str, Any]] = {}
+OPTIONS: dict[str, dict[str, Any]] = {"int4-b32-kv32": {"kv": "fp32"}, "int4-b32-rtn": {"method": "rtn"}}
 
 
 def prepare(variant: str, source: Path, folder: Path) -> Path:
