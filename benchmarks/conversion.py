@@ -54,10 +54,10 @@ def child(step: str, source: str, output: str) -> None:
     print(json.dumps({"seconds": time.perf_counter() - started, "rss": peak_rss()}))
 
 
-def _convert(quant: str, source: Path, output: Path) -> None:
+def _convert(target: str, method: str | None, quant: str, source: Path, output: Path) -> None:
     from edgellm.conversion import convert
 
-    convert(source, output, quant=quant)
+    convert(source, output, target=target, method=method, quant=quant)
 
 
 def _open(source: Path, output: Path) -> None:
@@ -89,8 +89,12 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {
     "open": _open,
     "tokenizer and template": _text,
     "dequantize, one core": _dequantize,
-    "convert to int4": partial(_convert, "int4"),
-    "convert to int8": partial(_convert, "int8"),
+    "convert to onnx, rtn, int4": partial(_convert, "onnx", "rtn", "int4"),
+    "convert to onnx, int4": partial(_convert, "onnx", None, "int4"),
+    "convert to onnx, int8": partial(_convert, "onnx", None, "int8"),
+    "convert to tflite, rtn, int4": partial(_convert, "tflite", "rtn", "int4"),
+    "convert to tflite, int4": partial(_convert, "tflite", None, "int4"),
+    "convert to both, int4": partial(_convert, "both", None, "int4"),
 }
 
 

@@ -101,7 +101,7 @@ def _of_bundle(bundle: Bundle) -> Facts:
 def _grids(recipe: Recipe) -> str:
     """The grids of a recipe, most bits last: what "int4" is in one runtime is not quite what it is in another."""
     schemes = sorted({rule.scheme for rule in recipe.rules if rule.scheme}, key=lambda scheme: (scheme.bits, scheme.block))
-    return "; ".join(_grid(scheme) for scheme in schemes) or "float32"
+    return "; ".join([*map(_grid, schemes)] or ["float32"]) + ("; cache in 8 bits" if recipe.kv == 8 else "")
 
 
 def _grid(scheme: Scheme) -> str:

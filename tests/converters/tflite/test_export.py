@@ -12,7 +12,7 @@ from edgellm.converters.architectures import describe
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.recipes import recipe
 from edgellm.converters.tflite import export
-from edgellm.converters.weights import InMemory, LazyTensor, Weight
+from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
 from edgellm.errors import SourceError, UsageError
 from edgellm.scheme import Recipe, Rule, Scheme
 from tests import onnx_model, tflite_model
@@ -127,3 +127,25 @@ def test_weights_lie_in_the_file_once(tmp_path: Path) -> None:
     values = sum(parameter.numel() for parameter in source.model.parameters())
     size = (tmp_path / export.GRAPH_FILE).stat().st_size
     assert 4 * values < size < 4 * values + (1 << 20)
+
+
+def test_a_recipe_may_mix_grids(tmp_path: Path) -> None:
+    """V and down in 8 bit, the rest in blocks, one layer's gate as it was: numpy on the same grids."""
+    source = tiny("llama", "plain")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    int8, int4 = export.grid(8, 0), export.grid(4, 32)
+    mixed = Recipe(
+        "mixed",
+        "rtn",
+        (
+            Rule("layers.0.gate.weight", None),
+            *(Rule(f"layers.*.{name}.weight", int8) for name in ("v", "down")),
+            *(Rule(f"layers.*.{name}.weight", int4) for name in ("q", "k", "o", "gate", "up")),
+        ),
+    )
+    session = tflite_model.exported(tmp_path, spec, tensors, mixed).session()
+    weights = on_grids(tensors, mixed)
+    same = ReferenceModel(spec, weights, tflite_model.DynamicOps())
+    plain = ReferenceModel(spec, on_grids(tensors, Recipe("fp32", "none")))
+    got = session.logits(IDS)
+    assert rms(got - same.logits(IDS)) < 0.15 * rms(got - plain.logits(IDS))
