@@ -43,7 +43,7 @@ models: $(VENV)/.installed
 # Each real model at INT4, measured in both runtimes on this machine.
 bench: models
 	for name in smollm2 qwen2.5 gemma3; do \
-		test -d demo/$$name-both || \
+		rm -rf demo/$$name-both && \
 			$(BIN)/edgellm convert "$$($(BIN)/python -m edgellm.benchmarks.models --source $$name)" -o demo/$$name-both --target both || exit 1; \
 		$(BIN)/edgellm bench demo/$$name-both --json demo/$$name-both.json || exit 1; \
 	done
@@ -66,10 +66,11 @@ $(VENV)/.tested: setup.cfg pyproject.toml | $(BIN)/python
 # tflite-runtime wants an older Python and numpy than the rest: what tests it runs there. Without a Python 3.11 it is skipped.
 $(COMPAT)/.installed: setup.cfg pyproject.toml
 	python=$$(for each in $(PYTHON) python3.11; do \
-		"$$each" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$each" && break; done); \
+		"$$each" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info[:2] != (3, 11))' 2>/dev/null && echo "$$each" && break; \
+	done); \
 	if [ -n "$$python" ]; then \
-		"$$python" -m venv $(COMPAT) && $(COMPAT)/bin/python -m pip install --quiet --editable '.[tflite-runtime]' pytest; \
+		"$$python" -m venv $(COMPAT) && $(COMPAT)/bin/python -m pip install --quiet --editable '.[tflite-runtime]' pytest && \
+			touch $@; \
 	else \
-		echo "no Python 3.11: the tests of tflite-runtime will be skipped" && mkdir -p $(COMPAT); \
+		echo "no Python 3.11 with venv: the tests of tflite-runtime will be skipped"; \
 	fi
-	touch $@

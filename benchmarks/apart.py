@@ -64,7 +64,8 @@ def measure_apart(
 def _run(job: Job, progress: Callable[[str], None]) -> Report | None:
     quiet = subprocess.DEVNULL
     stderr = quiet if sys.stderr is None else None
-    command = [sys.executable, "-c", CHILD, json.dumps(dataclasses.asdict(job))]
+    # -P: no module from the folder where the user stands, which may be a bundle that somebody else made
+    command = [sys.executable, "-P", "-c", CHILD, json.dumps(dataclasses.asdict(job))]
     with subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as process:
         try:
             report = _listen(process.stdout, progress)

@@ -25,7 +25,7 @@ from edgellm._version import __version__
 from edgellm.benchmarks.machine import Machine, machine, peak_rss
 from edgellm.bundle import Bundle
 from edgellm.errors import UsageError
-from edgellm.runtimes import open_runtime
+from edgellm.runtimes import adapters, open_runtime
 from edgellm.runtimes.session import Runtime
 
 SCHEMA = 1
@@ -186,5 +186,6 @@ def _ids(bundle: Bundle, length: int, seed: int) -> list[int]:
 
 
 def _versions(runtime: str) -> dict[str, str]:
-    own = importlib.import_module(f"edgellm.runtimes.{runtime}").PACKAGE
-    return {"edgellm": __version__, **{package: importlib.metadata.version(package) for package in (own, *PACKAGES)}}
+    adapter = adapters.find(runtime)
+    own = {} if adapter is None else {adapter.PACKAGE: adapters.version(adapter) or "unknown"}
+    return {"edgellm": __version__, **own, **{package: importlib.metadata.version(package) for package in PACKAGES}}

@@ -1,4 +1,4 @@
-"""Calibration: what a short text makes of a model's activations, for grids whose scales are fixed before the model runs.
+"""Calibration: what a short text makes of a model's activations: ranges of keys and values, importance of inputs.
 
 The body runs once over the text on the numpy back end, with the source's own weights. They are read in slices and never kept,
 so memory is bounded by a layer's activations.
@@ -19,6 +19,7 @@ from edgellm.converters import decoder
 from edgellm.converters.numpy_ops import NumpyOps, NumpyPositions, Tensor, heads_of
 from edgellm.converters.ops import Linear
 from edgellm.converters.weights import Array, Weight
+from edgellm.errors import SourceError
 from edgellm.scheme import CacheGrid
 from edgellm.spec import AttentionSpec, ModelSpec, Rotary
 
@@ -78,15 +79,26 @@ def calibrate(spec: ModelSpec, weights: decoder.Weights, tokenizer: bytes, slice
         tokenizer: content of tokenizer.json.
         slice_bytes: float32 bytes of a weight that are held at once.
 
+    Raises:
+        SourceError: a weight or an activation is not finite, or the tokenizer makes nothing of the text.
+
     """
     text = TEXT.read_text(encoding="utf-8")
     ids = Tokenizer.from_buffer(tokenizer).encode(text).ids[: min(TOKENS, spec.max_context)]
+    if not ids:
+        raise SourceError("the tokenizer makes no tokens of a text", where="tokenizer.json", fix="get the model again")
     tokens = np.array([ids], dtype="<i8")
     ops = CalibrationOps(slice_bytes, spec.max_context)
     positions = ops.positions(len(ids), "all")
     x = ops.embed(tokens, weights("embed.weight"), spec.embed_scale)
-    decoder.body(spec, weights, ops, x, positions)
+    with np.errstate(all="ignore"):  # what is not finite is said below, or by whoever reads the weights next
+        decoder.body(spec, weights, ops, x, positions)
     ranges = tuple(ops.ranges[layer] for layer in range(len(spec.layers)))
+    seen = [*(part for each in ranges for part in (each.low, each.high, each.reach)), *ops.importance.values()]
+    if not all(np.isfinite(part).all() for part in seen):
+        raise SourceError(
+            "the model's activations over a short text are not finite", where="calibration", fix="use --method rtn --kv fp32"
+        )
     return Calibration(ranges, ops.importance, hashlib.sha256(tokens.tobytes()).hexdigest())
 
 

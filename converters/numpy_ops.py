@@ -218,7 +218,7 @@ def rotate(x: Tensor, rotary: Rotary, at: NDArray[np.int64]) -> Tensor:
 
 def rounded(x: Tensor, scales: Array) -> Tensor:
     """x [B, heads, T, d] on the 8-bit grid with a scale a channel, [heads, d]."""
-    codes: Tensor = np.clip(np.rint(x / scales[:, None]), -127, 127)
+    codes: Tensor = np.clip(np.rint(x / scales[:, None]), -128, 127)
     return codes * scales[:, None]
 
 

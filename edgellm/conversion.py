@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
 from edgellm.converters.calibration import NOTHING, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, ResourceError, UsageError
-from edgellm.partial import check_disk, free_target, make_partial, remove_parents, write_error
+from edgellm.partial import check_disk, free_target, make_partial, remove_parents, remove_partial, write_error
 from edgellm.scheme import Recipe
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
@@ -57,7 +56,7 @@ def convert(
     Args:
         source: a .gguf file, a Hugging Face folder, or a hub id.
         output: the bundle's folder; it must not exist yet.
-        target: runtime to make a graph for: "onnx", "tflite", or "both".
+        target: runtime to make a graph for: "onnx", "tflite", "tflite-compat", or "both" of the first two.
         quant: "int4", "int8" or "fp32".
         method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row, which is
@@ -106,9 +105,10 @@ def convert(
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
         calibration = NOTHING
-        if any(each.kv == 8 or (each.rules and quantizers.is_calibrated(each.method)) for each in recipes.values()):
+        calibrated = {name for name, each in recipes.items() if _is_calibrated(each)}
+        if calibrated:
             calibration = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
-            recipes = {name: replace(each, calibration=calibration.digest) for name, each in recipes.items()}
+            recipes |= {name: replace(recipes[name], calibration=calibration.digest) for name in calibrated}
             recipe = next(iter(recipes.values()))
         plans = {name: back_end.plan(spec, tensors, recipes[name], calibration) for name, back_end in back_ends.items()}
         layouts = [plan.layout for plan in plans.values()]
@@ -145,9 +145,17 @@ def convert(
         except OSError as error:
             raise write_error(error, folder, "-o") from error
         finally:
-            shutil.rmtree(partial, ignore_errors=True)
+            remove_partial(partial)
             remove_parents(made)
     return Bundle.open(folder)
+
+
+def _is_calibrated(recipe: Recipe) -> bool:
+    """Whether a text has a say in it: in the scales of an 8-bit cache, or in the rounding to few bits."""
+    from edgellm.converters import quantizers
+
+    few = any(rule.scheme is not None and rule.scheme.bits < 8 for rule in recipe.rules)
+    return recipe.kv == 8 or (few and quantizers.is_calibrated(recipe.method))
 
 
 def _with_recipe(graph: Graph, own: Recipe, bundles: Recipe) -> Graph:

@@ -10,7 +10,6 @@ The weights are the bundle's own, byte for byte; nothing is quantized again, and
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import NoneType
@@ -20,7 +19,7 @@ from edgellm.bundle import Bundle
 from edgellm.chat_template import ChatTemplate
 from edgellm.conversion import Progress
 from edgellm.errors import BundleError, EdgeError, UsageError
-from edgellm.partial import check_disk, free_target, give_name, make_partial, remove_parents, write_error
+from edgellm.partial import check_disk, free_target, give_name, make_partial, remove_parents, remove_partial, write_error
 from edgellm.runtimes import litertlm_file, tflite_file
 from edgellm.tokenizer import Tokenizer
 
@@ -100,7 +99,7 @@ def export_litertlm(
     except OSError as error:
         raise write_error(error, target, OPTION) from error
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_partial(partial)
         remove_parents(made)
     return target
 

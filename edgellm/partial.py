@@ -14,6 +14,7 @@ from pathlib import Path
 
 from edgellm.errors import BundleError, EdgeError, ResourceError
 
+IN_USE: set[Path] = set()  # partial folders of this process
 SPARE = 64 << 20  # what is left free on the disk beside a new target
 
 
@@ -45,12 +46,21 @@ def make_partial(target: Path, option: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f".{_escape_glob(target.name)}.partial-*"):
             owner = re.fullmatch(r".*\.partial-(\d+)", left.name)
-            if owner and not _alive(int(owner[1])):
+            if owner and left not in IN_USE and not _alive(int(owner[1])):
                 shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
+        IN_USE.add(partial)
+    except FileExistsError as error:
+        raise BundleError("another thread is writing it", where=target, fix=f"wait, or choose another {option}") from error
     except OSError as error:
         raise write_error(error, target, option) from error
     return partial
+
+
+def remove_partial(partial: Path) -> None:
+    """Remove what is left of a partial folder."""
+    shutil.rmtree(partial, ignore_errors=True)
+    IN_USE.discard(partial)
 
 
 def check_disk(target: Path, size: int, what: str, option: str) -> None:

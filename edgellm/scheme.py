@@ -83,7 +83,7 @@ class QTensor:
 
 @dataclass(frozen=True, eq=False)
 class CacheGrid:
-    """Keys and values of one layer in 8 bit: `value ≈ code * scale + center`, codes from -127 to 127.
+    """Keys and values of one layer in 8 bit: `value ≈ code * scale + center`, codes of int8.
 
     Attention does not see the centers of keys: a query's products with them are the same for every slot, and softmax takes
     no notice of what all scores have in common. So centers are only where scores reach softmax as they are.
@@ -112,7 +112,7 @@ class Recipe:
 
     Attributes:
         kv: bits of keys and values, 8 or 32.
-        calibration: sha256 of the token ids by which static scales were found, or None where there are none.
+        calibration: sha256 of the token ids of the text that had a say in scales, or None where none had.
     """
 
     name: str

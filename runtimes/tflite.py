@@ -14,6 +14,7 @@ import importlib.metadata
 import importlib.util
 import math
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgellm.bundle import Bundle, Graph
 from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable, UsageError
-from edgellm.runtimes import memory, tflite_file
+from edgellm.runtimes import adapters, memory, tflite_file
 from edgellm.runtimes.session import Logits
 from edgellm.runtimes.tflite_common import (
     AXES,
@@ -110,7 +111,7 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
         fix = "pip install edgellm[tflite]" + other * (importlib.util.find_spec("tflite_runtime") is not None)
         raise RuntimeUnavailable(f"ai-edge-litert cannot be imported ({error})", fix=fix) from error
     quiet_end()
-    version = importlib.metadata.version(PACKAGE)
+    version = adapters.version(sys.modules[__name__]) or ""
     try:
         with packed_weights(sha256, version) as cache:
             if cache is None or not cache.exists():  # else it was done for the same bytes

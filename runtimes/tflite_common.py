@@ -11,6 +11,7 @@ import contextlib
 import os
 import re
 import sys
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -120,18 +121,37 @@ def masks(inputs: Sequence[str]) -> dict[str, int]:
 @contextlib.contextmanager
 def native_log() -> Iterator[None]:
     """Keep what native code writes to stderr off the terminal; where there is no stderr, there is nothing to keep off."""
-    try:
-        saved = os.dup(STDERR)
-    except OSError:
-        yield
-        return
-    with Path(os.devnull).open("wb") as sink:
-        os.dup2(sink.fileno(), STDERR)
+    _Quiet.enter()
     try:
         yield
     finally:
-        os.dup2(saved, STDERR)
-        os.close(saved)
+        _Quiet.leave()
+
+
+class _Quiet:
+    """stderr away, and back when the last of several threads is done with it."""
+
+    lock = threading.Lock()
+    depth = 0
+    saved: int | None = None
+
+    @classmethod
+    def enter(cls) -> None:
+        with cls.lock:
+            cls.depth += 1
+            if cls.depth == 1:
+                with contextlib.suppress(OSError), Path(os.devnull).open("wb") as sink:
+                    cls.saved = os.dup(STDERR)
+                    os.dup2(sink.fileno(), STDERR)
+
+    @classmethod
+    def leave(cls) -> None:
+        with cls.lock:
+            cls.depth -= 1
+            if cls.depth == 0 and cls.saved is not None:
+                os.dup2(cls.saved, STDERR)
+                os.close(cls.saved)
+                cls.saved = None
 
 
 def quiet_end() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +13,25 @@ from edgellm.bundle import cache_dir
 
 # Tests that run onnxruntime without our loader must not start its telemetry either; test_network.py looks without this.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+REAL_CACHE = cache_dir()
+KEPT = ("models", "peers", "permuted")  # of the user's cache: what is costly to make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A cache of the suite's own, so that its thousand tiny bundles leave nothing in the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    for name in KEPT:
+        (REAL_CACHE / name).mkdir(parents=True, exist_ok=True)
+        (folder / name).symlink_to(REAL_CACHE / name, target_is_directory=True)
+    before = os.environ.get("EDGELLM_CACHE")
+    os.environ["EDGELLM_CACHE"] = str(folder)
+    yield
+    os.environ.pop("EDGELLM_CACHE")
+    if before is not None:
+        os.environ["EDGELLM_CACHE"] = before
+
 
 REAL_MODELS = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
@@ -24,7 +43,7 @@ REAL_MODELS = {
 @pytest.fixture(scope="session")
 def models() -> Callable[[str], Path]:
     """Path of a real model by short name; the test is skipped where it has not been fetched (`make models`)."""
-    folder = cache_dir() / "models"
+    folder = REAL_CACHE / "models"
 
     def path(name: str) -> Path:
         file = folder / REAL_MODELS[name]

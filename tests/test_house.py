@@ -250,6 +250,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     assert {name for name in names if ".dist-info/" not in name} == wanted | {
         "edgellm/py.typed",
         "edgellm/benchmarks/peers/text.txt",
+        "edgellm/converters/calibration.txt",
     }
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert "Requires-Python: >=3.11" in metadata

@@ -57,8 +57,9 @@ class OnnxPlan:
         (folder / GRAPH_FILE).write_bytes(self.model.SerializeToString())
 
     def write_companions(self, folder: Path, text: TextPolicy, generation: Mapping[str, float]) -> None:
-        """Write the configuration by which onnxruntime-genai runs the same folder."""
-        genai_config.write(folder, self.graph, self.spec, text, generation)
+        """Write the configuration by which onnxruntime-genai runs the same folder, unless the cache is one it cannot take."""
+        if all(layout.dtype == "float32" for layout in self.graph.kv):
+            genai_config.write(folder, self.graph, self.spec, text, generation)
 
 
 def plan(

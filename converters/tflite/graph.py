@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import flatbuffers  # type: ignore[import-untyped]
 import numpy as np
 from ai_edge_litert import schema_py_generated  # type: ignore[import-untyped]
 from numpy.typing import NDArray
@@ -150,6 +149,8 @@ def serialize(subgraphs: Sequence[Subgraph], base: int) -> bytes:
     tables = _Tables(model, base)
     for index, subgraph in enumerate(subgraphs):
         tables.add(index, subgraph)
+    import flatbuffers  # type: ignore[import-untyped]  # comes with ai-edge-litert, which is named when it is missing
+
     builder = flatbuffers.Builder(1 << 20)
     builder.Finish(model.Pack(builder), FILE_IDENTIFIER)
     return bytes(builder.Output())

@@ -12,6 +12,7 @@ Each takes `tokens` int32 [T], `input_pos` int32 [T], `mask` (and `mask_W` where
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -34,6 +35,7 @@ GRAPH_FILE = "model_compat.tflite"
 # Longer chunks are no faster a token, and each signature that runs packs 4-bit weights for itself: so there are few.
 SIGNATURES = (("decode", 1, True), ("prefill_16", 16, False), ("logits_16", 16, True))
 BLOCK_SIZE, KV = 0, "fp32"
+logger = logging.getLogger(__name__)
 VERSIONS = {"FULLY_CONNECTED": 9}  # of the operators that we use in a later form than the first
 
 
@@ -47,6 +49,8 @@ def plan(
     """
     if recipe.kv == 8:
         raise UsageError("tflite-compat has a float32 cache only", where="--kv", fix="leave it out, or give fp32")
+    if any(rule.scheme is not None and rule.scheme.bits == 4 for rule in recipe.rules):
+        logger.warning("tflite-runtime's 4-bit kernel has one scale a row, which costs a small model much: see --quant int8")
     layout = DataLayout()
     store = CompatStore(layout)
     shared: dict[tuple[str, bytes], Buffer] = {}

@@ -140,3 +140,13 @@ def test_what_progress_raises_ends_the_other_process(bundle: Path, tmp_path: Pat
     for pid in pids():
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+def test_no_module_of_the_folder_where_the_user_stands_is_run(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a bundle that came from somewhere: `cd bundle && edgellm bench .`"""
+    (tmp_path / "dataclasses.py").write_text("open('was-run', 'w')\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    measure_apart(tiny_bundle, Settings(prompts=(8,), decode=2, trials=1))
+    assert not (tmp_path / "was-run").exists()

@@ -43,10 +43,10 @@ def test_inspect_shows_both_graphs(both: Path, tmp_path: Path, monkeypatch: pyte
     assert value["weights"] == {"onnx": size["model.onnx"] + size["model.onnx.data"], "tflite": size["model.tflite"]}
     for row in value["memory"]:
         assert row["total"] == {name: weights + row["kv"][name] for name, weights in value["weights"].items()}
-        assert row["kv"]["tflite"] == 2 * 2 * 2 * 16 * 4 * row["context"]
+        assert row["kv"]["tflite"] == 2 * 2 * 2 * 16 * row["context"], "a byte a value"
     text = edgellm("inspect", both).stdout
     assert "\nonnx        4 bits in blocks of 32 with zero points; 8 bits in blocks of 64\n" in text
-    assert "\ntflite      4 bits in blocks of 32; 8 bits a scale a row\n" in text
+    assert "\ntflite      4 bits in blocks of 32; 8 bits a scale a row; cache in 8 bits\n" in text
     assert "\ndefault     onnx; none is measured here, 'edgellm bench' finds the fastest\n" in text
     remember(Bundle.open(both), {"onnx": 10.0, "tflite": 12.5})
     text = edgellm("inspect", both).stdout

@@ -215,3 +215,16 @@ def test_a_damaged_graph_is_refused_before_native_code_reads_it(
     with pytest.raises(BundleError, match="not a sound TFLite model"):
         open_runtime(Bundle.open(folder))
     assert list((tmp_path / "cache" / "packed").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name != "posix", reason="descriptors")
+def test_two_loads_at_once_leave_stderr_where_it_was() -> None:
+    """They come and go in any order: the last one brings it back."""
+    code = (
+        "import os\nfrom edgellm.runtimes.tflite_common import native_log\n"
+        "first, second = native_log(), native_log()\n"
+        "first.__enter__(); second.__enter__()\nos.write(2, b'hidden')\nfirst.__exit__(None, None, None)\n"
+        "os.write(2, b'hidden')\nsecond.__exit__(None, None, None)\nos.write(2, b'seen')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stderr == "seen"
