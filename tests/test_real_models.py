@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import edgellm
-from edgellm.benchmarks.peers import hf_folder
+from edgellm.benchmarks.peers import hf_folder, quality
 from edgellm.conversion import convert
 
 llama_cpp = pytest.importorskip("llama_cpp")
@@ -95,3 +95,18 @@ def test_both_roads_give_the_same_logits(models: Callable[[str], Path], tmp_path
             ids = llm.tokenizer.encode(PROMPTS[1] + PROMPTS[3] + PROMPTS[4])
             logits.append(llm.session().logits(ids))
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-3)
+
+
+@pytest.mark.parametrize("target", ["onnx", "tflite"])
+def test_an_8_bit_cache_costs_little(models: Callable[[str], Path], target: str, tmp_path: Path) -> None:
+    """KL at most .002 beside float32 weights: what makes it a default."""
+    logits = []
+    for kv in ("fp32", "int8"):
+        bundle = convert(models("smollm2"), tmp_path / kv, target=target, quant="fp32", kv=kv, max_context=1024)
+        with edgellm.load(bundle.path) as llm:
+            ids = llm.tokenizer.encode(quality.TEXT.read_text(encoding="utf-8"))[:600]
+            session = llm.session()
+            logits.append(session.logits(ids))
+            session.close()
+    found = quality.compare(*logits)
+    assert 0 < found.kl < 0.002

@@ -29,11 +29,9 @@ def test_codes_are_those_of_the_method_with_its_importance(target: str, tmp_path
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
     ops = CalibrationOps(1 << 20, spec.max_context)
     ReferenceModel(spec, lambda name: Weight(name, tensors(name)), ops).logits(IDS)
-    skewed = {
-        name: values * np.exp(3 * np.random.default_rng(len(name)).normal(size=values.shape))
-        for name, values in ops.importance.items()
-    }
-    found = Calibration((), {name: values.astype(np.float32) for name, values in skewed.items()}, "")
+    skew = {width: np.exp(3 * np.random.default_rng(width).normal(size=width)) for width in range(1, 257)}
+    importance = {name: (values * skew[len(values)]).astype(np.float32) for name, values in ops.importance.items()}
+    found = Calibration((), importance, "")
     chosen = recipe("int4", "imatrix", 32, targets.find(target).grid)
     plan = targets.find(target).plan(spec, tensors, chosen, found)
     targets.write([plan], tmp_path, imatrix.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
@@ -45,7 +43,7 @@ def test_codes_are_those_of_the_method_with_its_importance(target: str, tmp_path
     else:
         got, numpy_ops = onnx_model.OnnxModel(tmp_path / plan.graph.file).run(IDS, 0), NumpyOps
     distances = {}
-    for name, method, importance in (("same", imatrix, found.importance), ("none", imatrix, {}), ("rtn", rtn, {})):
-        reference = ReferenceModel(spec, on_grids(tensors, chosen, importance), numpy_ops(quantize=method.quantize))
+    for name, method, known in (("same", imatrix, found.importance), ("none", imatrix, {}), ("rtn", rtn, {})):
+        reference = ReferenceModel(spec, on_grids(tensors, chosen, known), numpy_ops(quantize=method.quantize))
         distances[name] = float(np.sqrt(np.mean((got - reference.logits(IDS)) ** 2)))
     assert distances["same"] < 0.2 * min(distances["none"], distances["rtn"]), distances
