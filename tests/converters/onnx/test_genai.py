@@ -78,3 +78,10 @@ def test_its_tokenizer_and_chat_template_are_ours(models: Callable[[str], Path],
         )
     assert answer.finish_reason in ("stop", "length")
     assert greedy(bundle.path, prompt, 24)[: len(answer.ids)] == list(answer.ids)
+
+
+def test_there_is_no_configuration_for_an_int8_cache(tmp_path: Path) -> None:
+    """onnxruntime-genai would fail on it: without genai_config.json the folder does not look like one of its own."""
+    source = tiny_folder.write(tmp_path / "tiny")
+    names = [{file.name for file in convert(source, tmp_path / kv, kv=kv).path.iterdir()} for kv in ("fp32", "int8")]
+    assert names[0] - names[1] == {"genai_config.json"}
