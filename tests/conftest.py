@@ -21,16 +21,15 @@ KEPT = ("models", "peers", "permuted")  # of the user's cache: what is costly to
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A cache of the suite's own, so that its thousand tiny bundles leave nothing in the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    home = tmp_path_factory.mktemp("cache")
+    (home / "edgellm").mkdir()
     for name in KEPT:
         (REAL_CACHE / name).mkdir(parents=True, exist_ok=True)
-        (folder / name).symlink_to(REAL_CACHE / name, target_is_directory=True)
-    before = os.environ.get("EDGELLM_CACHE")
-    os.environ["EDGELLM_CACHE"] = str(folder)
-    yield
-    os.environ.pop("EDGELLM_CACHE")
-    if before is not None:
-        os.environ["EDGELLM_CACHE"] = before
+        (home / "edgellm" / name).symlink_to(REAL_CACHE / name, target_is_directory=True)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv("EDGELLM_CACHE", raising=False)  # it would go before what tests set
+        environment.setenv("XDG_CACHE_HOME", str(home))
+        yield
 
 
 REAL_MODELS = {

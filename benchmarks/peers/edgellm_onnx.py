@@ -14,7 +14,8 @@ from edgellm.runtimes.session import Runtime, Session
 
 PACKAGES = ("onnxruntime", "numpy")
 INSTALL = "pip install 'edgellm[onnx,convert]'"
-IMPORTS = ("edgellm.runtimes.memory", "edgellm.runtimes.threads", "edgellm.runtimes.onnx", "onnxruntime")
+OURS = ("adapters", "memory", "preference", "processor", "threads")  # of `edgellm.runtimes`, what every load takes
+IMPORTS = (*(f"edgellm.runtimes.{name}" for name in OURS), "edgellm.runtimes.onnx", "onnxruntime")
 VARIANTS = {
     "int4-b32": Variant(4, 32),
     "int4-b64": Variant(4, 64),

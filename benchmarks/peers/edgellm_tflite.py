@@ -5,15 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from edgellm.benchmarks.peers.edgellm_onnx import EdgellmEngine, make_bundle
+from edgellm.benchmarks.peers.edgellm_onnx import OURS, EdgellmEngine, make_bundle
 from edgellm.benchmarks.peers.edgellm_onnx import open_engine as open_bundle
 from edgellm.benchmarks.peers.engine import Variant
 
 PACKAGES = ("ai-edge-litert", "numpy")
 INSTALL = "pip install 'edgellm[tflite,convert]'"
 IMPORTS = (
-    "edgellm.runtimes.memory",
-    "edgellm.runtimes.threads",
+    *(f"edgellm.runtimes.{name}" for name in OURS),
     "edgellm.runtimes.tflite",
     "ai_edge_litert.compiled_model",
     "ai_edge_litert.hardware_accelerator",
