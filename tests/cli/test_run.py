@@ -42,8 +42,9 @@ def test_the_runtime_that_is_asked_for_answers(both: Path, runtime: str) -> None
 def test_a_runtime_that_the_bundle_has_not(both: Path, bundle: Path, command: tuple[str, ...]) -> None:
     result = edgellm(command[0], both, *command[1:], "--runtime", "core-ml")
     assert (result.exit_code, result.stdout) == (2, "")
-    assert result.stderr == f"error: {both}: the bundle has no graph for the runtime 'core_ml'; it has: onnx, tflite\n"
-    assert "it has: onnx\n" in edgellm(command[0], bundle, *command[1:], "--runtime", "tflite").stderr
+    there = "it has: onnx, tflite; another comes with 'edgellm convert --target'"
+    assert result.stderr == f"error: {both}: the bundle has no graph for the runtime 'core-ml'; {there}\n"
+    assert "it has: onnx; another" in edgellm(command[0], bundle, *command[1:], "--runtime", "tflite").stderr
 
 
 @pytest.mark.parametrize(("missing", "left"), [("onnxruntime", "tflite"), ("ai_edge_litert", "onnx")])
