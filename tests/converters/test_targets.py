@@ -69,8 +69,7 @@ def test_the_targets_are_the_folders_that_can_export_and_both_is_two_of_them() -
     assert targets.choices() == (*targets.available(), "both")
     assert list(targets.chosen("both")) == ["onnx", "tflite"]
     for name in targets.available():
-        assert list(targets.chosen(name)) == [name.replace("-", "_")]
-        assert targets.chosen(name)[name] is targets.find(name)
+        assert targets.chosen(name) == {name.replace("-", "_"): targets.find(name)}
 
 
 @pytest.mark.parametrize("name", ["coreml", "", "checkpoints", "../onnx", "Both"])
