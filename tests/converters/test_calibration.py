@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, models
 
 from edgellm.converters import decoder
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration import CacheRange, Calibration, CalibrationOps, calibrate, turned
+from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel, rotate
 from edgellm.converters.weights import InMemory, LazyTensor, Weight
+from edgellm.errors import SourceError
 from edgellm.scheme import Recipe
 from edgellm.spec import Rotary
 from tests import onnx_model, tflite_model
@@ -56,8 +59,6 @@ def test_a_grid_covers_the_range_with_room_and_centers_only_where_they_are_asked
 
 
 def test_a_short_text_gives_ranges_of_every_layer_and_says_which(tiny_source: Path) -> None:
-    from edgellm.converters.checkpoints import open_checkpoint
-
     with open_checkpoint(tiny_source) as checkpoint:
         spec, tensors = describe(checkpoint)
         whole, sliced = (
@@ -132,3 +133,24 @@ def test_weights_are_read_in_slices(tiny_source: Path) -> None:
     x = ops.embed(IDS[None], weights("embed.weight"), spec.embed_scale)
     decoder.body(spec, weights, ops, x, ops.positions(len(IDS), "all"))
     assert max(asked) <= 1024
+
+
+def test_a_tokenizer_that_makes_nothing_of_a_text_is_refused() -> None:
+    source = tiny("llama", "plain")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    empty = Tokenizer(models.BPE()).to_str().encode()
+    with pytest.raises(SourceError, match="makes no tokens of a text"):
+        calibrate(spec, lambda name: Weight(name, tensors(name)), empty, 1 << 20)
+
+
+def test_activations_that_are_not_finite_are_refused(tiny_source: Path) -> None:
+    """Finite weights whose products float32 does not hold: scales of infinity would be written without a word."""
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+
+        def huge(name: str) -> Weight:
+            values = tensors(name).array()
+            return Weight(name, InMemory(values * np.float32(1e30) if ".up." in name or ".gate." in name else values))
+
+        with pytest.raises(SourceError, match="not finite; use --method rtn --kv fp32"):
+            calibrate(spec, huge, checkpoint.text().tokenizer, 1 << 20)
