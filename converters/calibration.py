@@ -80,13 +80,9 @@ def calibrate(spec: ModelSpec, weights: decoder.Weights, tokenizer: bytes, slice
         slice_bytes: float32 bytes of a weight that are held at once.
 
     Raises:
-        SourceError: a weight or an activation is not finite, or the tokenizer makes nothing of the text.
-
+        SourceError: an activation is not finite, or the tokenizer makes nothing of the text that the model knows.
     """
-    text = TEXT.read_text(encoding="utf-8")
-    ids = Tokenizer.from_buffer(tokenizer).encode(text).ids[: min(TOKENS, spec.max_context)]
-    if not ids:
-        raise SourceError("the tokenizer makes no tokens of a text", where="tokenizer.json", fix="get the model again")
+    ids = _ids(tokenizer, spec)
     tokens = np.array([ids], dtype="<i8")
     ops = CalibrationOps(slice_bytes, spec.max_context)
     positions = ops.positions(len(ids), "all")
@@ -100,6 +96,26 @@ def calibrate(spec: ModelSpec, weights: decoder.Weights, tokenizer: bytes, slice
             "the model's activations over a short text are not finite", where="calibration", fix="use --method rtn --kv fp32"
         )
     return Calibration(ranges, ops.importance, hashlib.sha256(tokens.tobytes()).hexdigest())
+
+
+def _ids(tokenizer: bytes, spec: ModelSpec) -> list[int]:
+    """The text's first tokens."""
+    try:
+        ids = Tokenizer.from_buffer(tokenizer).encode(TEXT.read_text(encoding="utf-8")).ids[: min(TOKENS, spec.max_context)]
+    except Exception as error:  # tokenizers has no class of its own for what it cannot read
+        reason = str(error).partition("\n")[0]
+        raise SourceError(
+            f"the tokenizer cannot be used: {reason}", where="tokenizer.json", fix="get the model again"
+        ) from error
+    if not ids:
+        raise SourceError("the tokenizer makes no tokens of a text", where="tokenizer.json", fix="get the model again")
+    if max(ids) >= spec.vocab_size:
+        raise SourceError(
+            f"the tokenizer makes a token {max(ids)}, and the model has {spec.vocab_size}",
+            where="tokenizer.json",
+            fix="get the model again",
+        )
+    return ids
 
 
 class CalibrationOps(NumpyOps):

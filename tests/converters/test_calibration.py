@@ -135,12 +135,20 @@ def test_weights_are_read_in_slices(tiny_source: Path) -> None:
     assert max(asked) <= 1024
 
 
-def test_a_tokenizer_that_makes_nothing_of_a_text_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (Tokenizer(models.BPE()), "makes no tokens of a text"),
+        (Tokenizer(models.WordLevel({"?": 1000}, unk_token="?")), "makes a token 1000, and the model has "),  # noqa: S106
+        (None, "the tokenizer cannot be used: "),
+    ],
+)
+def test_a_tokenizer_that_does_not_suit_is_refused(tokenizer: Tokenizer | None, message: str) -> None:
     source = tiny("llama", "plain")
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
-    empty = Tokenizer(models.BPE()).to_str().encode()
-    with pytest.raises(SourceError, match="makes no tokens of a text"):
-        calibrate(spec, lambda name: Weight(name, tensors(name)), empty, 1 << 20)
+    content = b"{}" if tokenizer is None else tokenizer.to_str().encode()
+    with pytest.raises(SourceError, match=message):
+        calibrate(spec, lambda name: Weight(name, tensors(name)), content, 1 << 20)
 
 
 def test_activations_that_are_not_finite_are_refused(tiny_source: Path) -> None:
