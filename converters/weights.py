@@ -31,7 +31,7 @@ class LazyTensor(ABC):
         """Rows `start` to `stop` as float32 [stop - start, ...]; the caller may write to the result."""
 
     def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
-        """Rows as codes of a grid, where they were settled before: by the checkpoint, or by a method that needs whole weights."""
+        """Rows as codes of a grid, where they were settled before, by the checkpoint or by a method for whole weights."""
         return None
 
     def array(self) -> Array:
