@@ -15,7 +15,6 @@ from types import NoneType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
-from edgellm.converters.calibration import NOTHING, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, ResourceError, UsageError
 from edgellm.partial import check_disk, free_target, make_partial, remove_parents, remove_partial, write_error
@@ -79,14 +78,14 @@ def convert(
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.data import source_bytes
+    from edgellm.converters.preparation import CalibrationText, prepare
     from edgellm.converters.recipes import recipe as make_recipe
-    from edgellm.converters.weights import Weight
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_ends = targets.chosen(target)
-    recipes = {
+    recipes: Mapping[str, Recipe] = {
         name: make_recipe(
             quant,
             method,
@@ -104,13 +103,20 @@ def convert(
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        calibration = NOTHING
-        calibrated = {name for name, each in recipes.items() if _is_calibrated(each)}
-        if calibrated:
-            calibration = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
-            recipes |= {name: replace(recipes[name], calibration=calibration.digest) for name in calibrated}
-            recipe = next(iter(recipes.values()))
-        plans = {name: back_end.plan(spec, tensors, recipes[name], calibration) for name, back_end in back_ends.items()}
+        ready = prepare(
+            spec,
+            tensors,
+            recipes,
+            CalibrationText(text.tokenizer),
+            slice_bytes=slice_bytes,
+            max_ram=max_ram,
+            workers=workers,
+        )
+        recipes = ready.recipes
+        recipe = next(iter(recipes.values()))
+        plans = {
+            name: back_end.plan(spec, ready.tensors, recipes[name], ready.calibration) for name, back_end in back_ends.items()
+        }
         layouts = [plan.layout for plan in plans.values()]
         check_disk(folder, sum(layout.size for layout in layouts), "the bundle", "-o")
         made = [parent for parent in folder.parents if not parent.exists()]
@@ -142,20 +148,13 @@ def convert(
                 producer=f"edgellm {__version__}",
             )
             _rename(partial, folder)
+            ready.clear()
         except OSError as error:
             raise write_error(error, folder, "-o") from error
         finally:
             remove_partial(partial)
             remove_parents(made)
     return Bundle.open(folder)
-
-
-def _is_calibrated(recipe: Recipe) -> bool:
-    """Whether a text has a say in it: in the scales of an 8-bit cache, or in the rounding to few bits."""
-    from edgellm.converters import quantizers
-
-    few = any(rule.scheme is not None and rule.scheme.bits < 8 for rule in recipe.rules)
-    return recipe.kv == 8 or (few and quantizers.is_calibrated(recipe.method))
 
 
 def _with_recipe(graph: Graph, own: Recipe, bundles: Recipe) -> Graph:
