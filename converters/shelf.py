@@ -10,6 +10,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -75,9 +76,9 @@ class Shelf:
     def last(self) -> Stage | None:
         """The last stage that was kept."""
         try:
-            with np.load(self._folder / STAGE) as found:
+            with (self._folder / STAGE).open("rb") as file, np.load(file) as found:
                 parts: dict[str, Array] = dict(found)
-        except (OSError, ValueError, EOFError):  # none, or one that was not written whole
+        except (OSError, ValueError, EOFError, BadZipFile):  # none, or one that was not written whole
             return None
         hidden = tuple(parts[name] for name in sorted(parts) if name.startswith("hidden."))
         ranges = [name for name in sorted(parts) if name.startswith("range.")]
