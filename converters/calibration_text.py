@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgellm.converters import quantizers
 from edgellm.errors import SourceError, UsageError
 from edgellm.spec import ModelSpec
 
 TEXT = Path(__file__).with_name("calibration.txt")
-WINDOW = 512
+NO_TEXT = "none"
+WINDOW = 512  # tokens
 MAX_BYTES = 64 << 20
 
 
-def read(path: Path) -> str:
-    """A user's own text; UsageError if it cannot be used."""
+def chosen(choice: str | os.PathLike[str] | None) -> str | None:
+    """The content of a user's own text; None where nobody gave one. UsageError if it cannot be used."""
+    if choice is None or choice == NO_TEXT:
+        return None
+    path = Path(choice)
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"larger than {MAX_BYTES >> 20} MiB", where=path, fix="give its first part: no more is used")
+            raise UsageError(f"more than {MAX_BYTES >> 20} MiB", where=path, fix="give --calibration its first pages")
         text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"cannot be read: {error.strerror or error}", where=path, fix="check --calibration") from error
-    except UnicodeDecodeError as error:
-        raise UsageError("is not UTF-8 text", where=path, fix="convert it, or give another --calibration") from error
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot be read: {reason or error}", where=path, fix="give another --calibration") from error
     if not text.strip():
-        raise UsageError("is empty", where=path, fix="give a text with --calibration, or none")
+        raise UsageError("there is no text in it", where=path, fix="give another --calibration, or none")
     return text
+
+
+def without(method: str | None, kv: str | None) -> tuple[str, str]:
+    """Method and cache that need no text; UsageError where the user's own choice needs one."""
+    if method is not None and quantizers.is_calibrated(method):
+        raise UsageError(f"'{method}' needs a text", where="--calibration", fix="leave it out, or use --method rtn")
+    if kv == "int8":
+        raise UsageError("an 8-bit cache needs a text", where="--calibration", fix="leave it out, or use --kv fp32")
+    return method or "rtn", "fp32"
 
 
 def windows(tokenizer: bytes, spec: ModelSpec, tokens: int, text: str | None = None) -> tuple[NDArray[np.int64], ...]:

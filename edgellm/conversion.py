@@ -44,6 +44,7 @@ def convert(
     method: str | None = None,
     block_size: int | None = None,
     kv: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
     max_context: int | None = None,
@@ -62,6 +63,8 @@ def convert(
             all that tflite-compat has. None takes the target's own: 32, and 0 on tflite-compat. One for both has to suit both.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
             takes int8 on tflite where the weights are quantized, else fp32.
+        calibration: a UTF-8 text of the domain that the model will work in, for methods that weigh errors by one and for scales
+            of an 8-bit cache; None takes the one that comes with edgellm, "none" does without: rtn, and a cache in fp32.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -74,7 +77,7 @@ def convert(
         ResourceError: too little disk, or `max_ram` is too small.
         UsageError: an argument that makes no sense.
     """
-    from edgellm.converters import quantizers, targets
+    from edgellm.converters import calibration_text, quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.data import source_bytes
@@ -84,6 +87,9 @@ def convert(
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
+    text_of_own = calibration_text.chosen(calibration)
+    if calibration == calibration_text.NO_TEXT:
+        method, kv = calibration_text.without(method, kv)
     back_ends = targets.chosen(target)
     recipes: Mapping[str, Recipe] = {
         name: make_recipe(
@@ -107,7 +113,7 @@ def convert(
             spec,
             tensors,
             recipes,
-            CalibrationText(text.tokenizer),
+            CalibrationText(text.tokenizer, text_of_own),
             slice_bytes=slice_bytes,
             max_ram=max_ram,
             workers=workers,
