@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType
 
@@ -41,9 +42,10 @@ def convert(
     output: str | os.PathLike[str],
     *,
     target: str = "onnx",
-    quant: str = "int4",
+    quant: str | None = None,
     method: str | None = None,
     block_size: int | None = None,
+    recipe: str | os.PathLike[str] | None = None,
     kv: str | None = None,
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
@@ -57,10 +59,12 @@ def convert(
         source: a .gguf file, a Hugging Face folder, or a hub id.
         output: the bundle's folder; it must not exist yet.
         target: runtime to make a graph for: "onnx", "tflite", "tflite-compat", or "both" of the first two.
-        quant: "int4", "int8" or "fp32".
-        method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
+        quant: "int4", "int8" or "fp32"; None takes what the recipe file says, else "int4".
+        method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8, and
+            carries codes over as they are where the source has some on a grid that the target takes.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row, which is
             all that tflite-compat has. None takes the target's own: 32, and 0 on tflite-compat. One for both has to suit both.
+        recipe: a TOML file that gives single tensors other bits or blocks; see `edgellm.converters.recipe_file`.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
             takes int8 on tflite where the weights are quantized, else fp32.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
@@ -75,42 +79,45 @@ def convert(
         ResourceError: too little disk, or `max_ram` is too small.
         UsageError: an argument that makes no sense.
     """
-    from edgellm.converters import quantizers, targets
+    from edgellm.converters import quantizers, recipe_file, recipes, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.data import source_bytes
-    from edgellm.converters.recipes import recipe as make_recipe
-    from edgellm.converters.weights import Weight
+    from edgellm.converters.weights import Unsettled, Weight
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     back_ends = targets.chosen(target)
-    recipes = {
-        name: make_recipe(
-            quant,
-            method,
-            back_end.BLOCK_SIZE if block_size is None else block_size,
-            back_end.grid,
-            kv or ("fp32" if quant == "fp32" else back_end.KV),
-        )
-        for name, back_end in back_ends.items()
-    }
-    recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
-    quantize = quantizers.find(method or (recipe.method if recipe.rules else "rtn"))
+    choices = recipe_file.NONE if recipe is None else recipe_file.read(recipe)
+    quant = quant or choices.base or "int4"
+    sizes = {name: back_end.BLOCK_SIZE if block_size is None else block_size for name, back_end in back_ends.items()}
+    chosen = {}
+    for name, back_end in back_ends.items():
+        own_kv = kv or ("fp32" if quant == "fp32" else back_end.KV)
+        chosen[name] = recipes.recipe(quant, method, sizes[name], back_end.grid, own_kv)
+        choices.check(name, back_end.grid, back_end.BLOCKS)
+    quantize = quantizers.find(method or recipes.METHODS.get(quant, "imatrix"))
     workers = min(os.cpu_count() or 1, 4)
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = free_target(Path(output), "-o")
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
-        spec, tensors = describe(checkpoint, max_context)
+        spec, found = describe(checkpoint, max_context)
         text = checkpoint.text()
+        tensors = found if method is None else cache(lambda name: Unsettled(found(name)))
+        names, wants = recipes.matrices(spec), choices.wants(spec)
+        blocks = {name: want.block for name, want in wants.items()}
+        asked = {name for name in names if blocks.get(name, block_size) is not None}
+        for name, back_end in back_ends.items():
+            refined = recipes.refined(chosen[name], names, wants, back_end.grid, sizes[name])
+            chosen[name] = recipes.carried_over(refined, names, tensors, back_end.grid, back_end.BLOCKS, asked)
         calibration = NOTHING
-        calibrated = {name for name, each in recipes.items() if _is_calibrated(each)}
+        calibrated = {name for name, each in chosen.items() if _is_calibrated(each)}
         if calibrated:
             calibration = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
-            recipes |= {name: replace(recipes[name], calibration=calibration.digest) for name in calibrated}
-            recipe = next(iter(recipes.values()))
-        plans = {name: back_end.plan(spec, tensors, recipes[name], calibration) for name, back_end in back_ends.items()}
+            chosen |= {name: replace(chosen[name], calibration=calibration.digest) for name in calibrated}
+        plans = {name: back_end.plan(spec, tensors, chosen[name], calibration) for name, back_end in back_ends.items()}
+        bundles = next(iter(chosen.values()))  # a graph on other grids says so itself
         layouts = [plan.layout for plan in plans.values()]
         check_disk(folder, sum(layout.size for layout in layouts), "the bundle", "-o")
         made = [parent for parent in folder.parents if not parent.exists()]
@@ -134,11 +141,11 @@ def convert(
             write_manifest(
                 partial,
                 spec=spec,
-                recipe=recipe,
+                recipe=bundles,
                 provenance=checkpoint.provenance,
                 text=policy,
                 generation=text.generation,
-                graphs={name: _with_recipe(plan.graph, recipes[name], recipe) for name, plan in plans.items()},
+                graphs={name: _with_recipe(plan.graph, chosen[name], bundles) for name, plan in plans.items()},
                 producer=f"edgellm {__version__}",
             )
             _rename(partial, folder)
@@ -154,7 +161,7 @@ def _is_calibrated(recipe: Recipe) -> bool:
     """Whether a text has a say in it: in the scales of an 8-bit cache, or in the rounding to few bits."""
     from edgellm.converters import quantizers
 
-    few = any(rule.scheme is not None and rule.scheme.bits < 8 for rule in recipe.rules)
+    few = any(rule.scheme is not None and rule.scheme.bits < 8 and rule.method is None for rule in recipe.rules)
     return recipe.kv == 8 or (few and quantizers.is_calibrated(recipe.method))
 
 
