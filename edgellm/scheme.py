@@ -79,7 +79,7 @@ class QTensor:
         if self.zero_points is not None:
             values -= self.zero_points[..., None].astype(np.float32)
         values *= self.scales[..., None]
-        return values.reshape(self.shape[0], -1)[:, : self.shape[1]]
+        return values.reshape(self.shape[0], values.shape[1] * values.shape[2])[:, : self.shape[1]]
 
     def on(self, scheme: Scheme) -> QTensor | None:
         """The same values, exactly, on another grid; None where that does not hold every tensor of this grid.
