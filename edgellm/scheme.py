@@ -93,10 +93,11 @@ class QTensor:
             return None
         if scheme.symmetric and not own.symmetric and not wider:
             return None
-        codes = self.codes.reshape(rows, self.codes.shape[1] * cut, scheme.size(width))
-        scales, zeros = np.repeat(self.scales, cut, axis=1), None
+        blocks = scheme.blocks(width)  # of a last block that is partly filled, small ones may be left that hold nothing
+        codes = self.codes.reshape(rows, self.codes.shape[1] * cut, scheme.size(width))[:, :blocks]
+        scales, zeros = np.repeat(self.scales, cut, axis=1)[:, :blocks], None
         if self.zero_points is not None:
-            zeros = np.repeat(self.zero_points, cut, axis=1)
+            zeros = np.repeat(self.zero_points, cut, axis=1)[:, :blocks]
             if scheme.symmetric:
                 codes, zeros = codes - zeros[..., None], None
         elif not scheme.symmetric:
