@@ -106,7 +106,8 @@ def _grids(recipe: Recipe, spec: ModelSpec) -> str:
     """The grids of a recipe, fewest bits first, and how many matrices are on each: what "int4" is differs by runtime."""
     grids = Counter((rule.scheme, rule.method) for rule in _rules(recipe, spec).values() if rule is not None and rule.scheme)
     order = sorted(grids, key=lambda grid: (grid[0].bits, grid[0].block, grid[1] or ""))
-    texts = [f"{_grid(scheme)}{', ' + method if method else ''} ({grids[scheme, method]} tensors)" for scheme, method in order]
+    texts = [f"{_grid(scheme)}{', ' + method if method else ''} (tensors: {grids[scheme, method]})" for scheme, method in order]
+    texts += [f"by {recipe.method}"] if any(method is None for _, method in grids) else []
     return "; ".join(texts or ["float32"]) + ("; cache in 8 bits" if recipe.kv == 8 else "")
 
 
