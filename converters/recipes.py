@@ -100,8 +100,9 @@ def carried_over(
 ) -> Recipe:
     """The recipe with the codes that the source brings, where the target has a grid of the same bits that holds them exactly.
 
-    Block sizes are the source's where nobody asked for one: it is exact, and a table of 8 bits in blocks of 32, which a level
-    would give 64, takes 6 % more. Products that are fused lose their zero points together or not at all.
+    Block sizes are the source's where nobody asked for one. Of the tables only where every linear is carried over: then the
+    bundle is the source to the bit, and beside rounded linears finer blocks of 8 bits would be more to read for nothing.
+    Products that are fused lose their zero points together or not at all.
 
     Args:
         names: every matrix of the model.
@@ -113,12 +114,16 @@ def carried_over(
         return scheme is not None and tensors(name).on_grid(scheme, 0, 0) is not None
 
     rules = {name: Rule(name, base.scheme(name)) for name in names}
-    for name, rule in rules.items():
-        if rule.scheme is not None:
-            sizes = (rule.scheme.block,) if name in asked else sorted(blocks, reverse=True)  # the fewest scales
-            candidates = [grid(rule.scheme.bits, block) for block in sizes]
-            found = next((scheme for scheme in candidates if holds(name, scheme)), None)
-            rules[name] = rule if found is None else Rule(name, found, IMPORTED)
+    whole = True
+    for name in sorted(rules, key=lambda name: role(name) in TABLES):
+        scheme = rules[name].scheme
+        if scheme is None:
+            continue
+        is_free = name not in asked and (whole or role(name) not in TABLES)
+        sizes = sorted(blocks, reverse=True) if is_free else [scheme.block]  # the fewest scales
+        found = next((own for own in (grid(scheme.bits, size) for size in sizes) if holds(name, own)), None)
+        rules[name] = Rule(name, scheme) if found is None else Rule(name, found, IMPORTED)
+        whole = whole and found is not None
     if all(rule.method is None for rule in rules.values()):
         return base
     for product in _products(rules.values()):

@@ -146,7 +146,7 @@ def _of_source(source: str, revision: str | None) -> Facts:
         spec, tensors = describe(checkpoint, None)
         recipes = {
             quant: carried_over(
-                recipe(quant, "rtn", onnx.BLOCK_SIZE, onnx.grid), matrices(spec), tensors, onnx.grid, onnx.BLOCKS, asked=()
+                recipe(quant, None, onnx.BLOCK_SIZE, onnx.grid), matrices(spec), tensors, onnx.grid, onnx.BLOCKS, asked=()
             )
             for quant in QUANTS
         }
