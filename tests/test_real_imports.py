@@ -12,7 +12,12 @@ import pytest
 import edgellm
 from edgellm.benchmarks.peers import llama_cpp
 from edgellm.conversion import convert
-from edgellm.scheme import IMPORTED
+from edgellm.converters.architectures import describe
+from edgellm.converters.calibration import calibrate
+from edgellm.converters.checkpoints import open_checkpoint
+from edgellm.converters.quantizers import imatrix, rtn
+from edgellm.converters.weights import Weight
+from edgellm.scheme import IMPORTED, QTensor, Scheme
 from tests import onnx_weights
 from tests.test_real_models import PREDICTED, PROMPTS, teacher_forced
 
@@ -64,3 +69,30 @@ def assert_exact(file: Path, bundle: Path) -> None:
             seen += 1
     np.testing.assert_array_equal(written["embed.weight"], values("token_embd"))
     assert seen + 1 == len(written)
+
+
+def test_on_tflites_grid_new_codes_are_nearer_than_the_files(models: Callable[[str], Path], tmp_path: Path) -> None:
+    """Q4_0's codes with its scales made positive and bfloat16, against a search; errors weighed by the inputs' mean squares."""
+    file = llama_cpp.prepare("q4_0", models("smollm2"), tmp_path)
+    grid, kept_errors, new_errors, kept_better = Scheme(4, 32, scales="positive bfloat16"), [], [], 0
+    with open_checkpoint(file) as checkpoint:
+        spec, tensors = describe(checkpoint, None)
+        tokenizer = checkpoint.text().tokenizer
+        importance = calibrate(spec, lambda name: Weight(name, tensors(name)), tokenizer, 4 << 20).importance
+        for name in [f"layers.{layer}.{part}.weight" for layer in (0, 15, 29) for part in ("q", "k", "v", "o", "up", "down")]:
+            weight, weights = tensors(name).array(), importance[name]
+            own = tensors(name).on_grid(Scheme(4, 32), 0, len(weight))
+            assert own is not None
+            turned = np.where(own.scales[..., None] < 0, -own.codes.astype(np.int16), own.codes)
+            scales = rtn.bfloat16(np.abs(own.scales))
+            kept = QTensor(grid, own.shape, np.clip(turned, -8, 7).astype(np.int8), scales, None)
+            errors = [
+                ((made.dequantize() - weight) ** 2 * weights).reshape(len(weight), -1, 32).sum(axis=-1)
+                for made in (kept, imatrix.quantize(weight, grid, weights))
+            ]
+            size = (weight**2 * weights).sum()
+            kept_errors.append(errors[0].sum() / size)
+            new_errors.append(errors[1].sum() / size)
+            kept_better += int((errors[0] < errors[1]).sum())
+    assert np.mean(new_errors) < 0.5 * np.mean(kept_errors), (np.mean(new_errors), np.mean(kept_errors))
+    assert kept_better == 0

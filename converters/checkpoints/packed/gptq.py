@@ -6,8 +6,8 @@
     g_idx   int32 [in]                  the group of every input
 
 Where groups were made in the order of the activations (act-order), inputs of one group lie apart and g_idx says where. A kernel
-of blocks cannot hold that as it is, and sorting the inputs would mean sorting the outputs of whatever comes before, which q, k
-and v or gate and up share, each with an order of its own: such tensors are dequantized and rounded anew.
+of blocks cannot hold that as it is, and sorting the inputs would mean sorting the outputs of what comes before: the residual
+stream, which has one order for all layers. Such tensors are dequantized and rounded anew.
 
 Source: Frantar et al., "GPTQ" (2022); the format is AutoGPTQ's.
 """
