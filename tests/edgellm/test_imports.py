@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
 from edgellm.converters.recipes import matrices
+from edgellm.errors import SourceError
 from edgellm.scheme import IMPORTED, Scheme
 from tests import onnx_weights, packed_folder, tiny_folder
 
@@ -130,3 +131,13 @@ def test_what_a_lora_changed_is_rounded_anew(tmp_path: Path) -> None:
     wanted = meant[changed] + 2 * b @ a
     np.testing.assert_array_equal(written[:64], meant["layers.0.q.weight"])
     assert np.abs(written[96:] - wanted).mean() < 0.2 * np.abs(wanted - meant[changed]).mean()
+
+
+def test_a_scale_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    folder, _ = packed(tmp_path / "source", method="awq", group=32)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.scales"][1, 5] = np.inf
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(SourceError, match=r"layers\.1\..*up\.weight: the weight is not finite"):
+        convert(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
