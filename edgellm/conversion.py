@@ -106,8 +106,7 @@ def convert(
         text = checkpoint.text()
         tensors = found if method is None else cache(lambda name: Unsettled(found(name)))
         names, wants = recipes.matrices(spec), choices.wants(spec)
-        blocks = {name: want.block for name, want in wants.items()}
-        asked = {name for name in names if blocks.get(name, block_size) is not None}
+        asked = {name for name in names if block_size is not None or (name in wants and wants[name].block is not None)}
         for name, back_end in back_ends.items():
             refined = recipes.refined(chosen[name], names, wants, back_end.grid, sizes[name])
             chosen[name] = recipes.carried_over(refined, names, tensors, back_end.grid, back_end.BLOCKS, asked)

@@ -141,3 +141,26 @@ def test_a_scale_that_is_not_finite_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"layers\.1\..*up\.weight: the weight is not finite"):
         convert(folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rule", "block_size", "wanted"),
+    [
+        ("", None, (Scheme(8, 64), IMPORTED)),
+        ("", 128, (Scheme(8, 128), None)),
+        ("block = 32", None, (Scheme(8, 32), IMPORTED)),
+        ("block = 128", None, (Scheme(8, 128), None)),
+        ("block = 64", 128, (Scheme(8, 64), IMPORTED)),
+    ],
+)
+def test_a_recipe_is_met_before_codes_are_carried_over(
+    rule: str, block_size: int | None, wanted: tuple[Scheme, str | None], tmp_path: Path
+) -> None:
+    folder, meant = packed(tmp_path / "source", method="gptq", group=64)
+    (tmp_path / "r.toml").write_text(f'[[rule]]\ntensors = "down"\nbits = 8\n{rule}\n', encoding="utf-8")
+    bundle = convert(folder, tmp_path / "out", block_size=block_size, recipe=tmp_path / "r.toml")
+    found = bundle.recipe.rule("layers.1.down.weight")
+    assert found is not None
+    assert (found.scheme, found.method) == wanted
+    written = onnx_weights.read(bundle.path)["layers.1.down.weight"]
+    assert np.array_equal(written, meant["layers.1.down.weight"]) == (found.method == IMPORTED)
