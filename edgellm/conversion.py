@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from types import NoneType
 
@@ -40,9 +41,10 @@ def convert(
     output: str | os.PathLike[str],
     *,
     target: str = "onnx",
-    quant: str = "int4",
+    quant: str | None = None,
     method: str | None = None,
     block_size: int | None = None,
+    recipe: str | os.PathLike[str] | None = None,
     kv: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -57,10 +59,12 @@ def convert(
         source: a .gguf file, a Hugging Face folder, or a hub id.
         output: the bundle's folder; it must not exist yet.
         target: runtime to make a graph for: "onnx", "tflite", "tflite-compat", or "both" of the first two.
-        quant: "int4", "int8" or "fp32".
-        method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
+        quant: "int4", "int8" or "fp32"; None takes what the recipe file says, else "int4".
+        method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8, and
+            carries codes over as they are where the source has some on a grid that the target takes.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row, which is
             all that tflite-compat has. None takes the target's own: 32, and 0 on tflite-compat. One for both has to suit both.
+        recipe: a TOML file that gives single tensors other bits or blocks; see `edgellm.converters.recipe_file`.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
             takes int8 on tflite where the weights are quantized, else fp32.
         calibration: a UTF-8 text of the domain that the model will work in, for methods that weigh errors by one and for scales
@@ -107,7 +111,7 @@ def convert(
     slice_bytes = _slice_bytes(max_ram, workers)
     folder = free_target(Path(output), "-o")
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
-        spec, tensors = describe(checkpoint, max_context)
+        spec, found = describe(checkpoint, max_context)
         text = checkpoint.text()
         ready = prepare(
             spec,
@@ -146,11 +150,11 @@ def convert(
             write_manifest(
                 partial,
                 spec=spec,
-                recipe=recipe,
+                recipe=bundles,
                 provenance=checkpoint.provenance,
                 text=policy,
                 generation=text.generation,
-                graphs={name: _with_recipe(plan.graph, recipes[name], recipe) for name, plan in plans.items()},
+                graphs={name: _with_recipe(plan.graph, chosen[name], bundles) for name, plan in plans.items()},
                 producer=f"edgellm {__version__}",
             )
             _rename(partial, folder)

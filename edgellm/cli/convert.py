@@ -36,9 +36,7 @@ class Target(click.ParamType[str]):
 @click.option(
     "--quant",
     type=click.Choice(["int4", "int8", "fp32"]),
-    default="int4",
-    show_default=True,
-    help="Bits of the linear weights; under int4 the embedding and the head keep 8.",
+    help="Bits of the linear weights; under int4 the embedding and the head keep 8. [default: what --recipe says, or int4]",
 )
 @click.option(
     "--method",
@@ -50,6 +48,9 @@ class Target(click.ParamType[str]):
     type=click.Choice(["0", "16", "32", "64", "128"]),
     help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite, and the "
     "default and only choice of tflite-compat; elsewhere 32).",
+)
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML that gives some tensors other bits or blocks."
 )
 @click.option(
     "--kv",
@@ -69,9 +70,10 @@ def command(
     source: str,
     output: Path,
     target: str,
-    quant: str,
+    quant: str | None,
     method: str | None,
     block_size: str | None,
+    recipe: Path | None,
     kv: str | None,
     calibration: str | None,
     adapter: str | None,
@@ -102,6 +104,7 @@ def command(
             quant=quant,
             method=method,
             block_size=None if block_size is None else int(block_size),
+            recipe=recipe,
             kv=kv,
             calibration=calibration,
             adapter=adapter,
@@ -111,4 +114,6 @@ def command(
             progress=show,
         )
     elapsed = time.perf_counter() - started
-    click.echo(f"{output}: {bundle.spec.architecture}, {quant}, {readable(bundle.size())}, made in {elapsed:.1f} s")
+    click.echo(
+        f"{output}: {bundle.spec.architecture}, {bundle.recipe.name}, {readable(bundle.size())}, made in {elapsed:.1f} s"
+    )
