@@ -71,3 +71,19 @@ class Made(LazyTensor):
 
     def rows(self, start: int, stop: int) -> Array:
         return self._make()[start:stop].copy()
+
+
+class Scaled(LazyTensor):
+    """Another tensor times a factor for each row, and one for each column, where these are given."""
+
+    def __init__(self, base: LazyTensor, rows: Array | None = None, columns: Array | None = None) -> None:
+        self.shape = base.shape
+        self._base, self._rows, self._columns = base, rows, columns
+
+    def rows(self, start: int, stop: int) -> Array:
+        values = self._base.rows(start, stop)
+        if self._rows is not None:
+            values *= self._rows[start:stop].reshape(-1, *(1 for _ in self.shape[1:]))
+        if self._columns is not None:
+            values *= self._columns
+        return values

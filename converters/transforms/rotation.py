@@ -40,6 +40,8 @@ def fits(spec: ModelSpec) -> str | None:
     """Why the residual stream of this model cannot be rotated, or None where it can."""
     if spec.post_norm or not spec.pre_norm:
         return "its norms behind the sub-layers weigh channels of the residual one by one"
+    if spec.final_linear:
+        return "it is rotated already"
     return None
 
 
