@@ -1,9 +1,9 @@
 """Orthogonal matrices that spread every channel evenly over all others, for any number of channels.
 
-A Hadamard matrix has entries of one magnitude, so an outlier in one channel leaves an equal, small part in each. Most widths of
-models are no powers of two, but 36 * 16 = 576 or 28 * 32 = 896, and Paley's two constructions make orders like 12, 20, 28 and 36.
-What they do not reach gets a Hartley matrix for its odd factor: entries there are at most √2 times the even share. Random signs on
-the inputs make different matrices of one construction.
+A Hadamard matrix has entries of one magnitude, so an outlier in one channel leaves an equal, small part in each. Most widths
+of models are no powers of two, but 36 * 16 = 576 or 28 * 32 = 896, and Paley's two constructions make orders like 12, 20, 28
+and 36. What they do not reach gets a Hartley matrix for its odd factor: entries there are at most √2 times the even share.
+Random signs on the inputs make different matrices of one construction.
 
 Source: Paley, "On Orthogonal Matrices" (1933); Ashkboos et al., "QuaRot" (2024), for random signs.
 """
@@ -48,8 +48,9 @@ class Orthogonal:
     def columns(self, values: Array) -> Array:
         """Each row times R: values @ R for values [..., n or blocks of n]."""
         m, k = len(self.left), len(self.right)
-        turned: Array = (values.reshape(-1, self.size) * self.signs).reshape(-1, k) @ self.right
-        return np.matmul(self.left.T, turned.reshape(-1, m, k)).reshape(values.shape)
+        right = (values.reshape(-1, self.size) * self.signs).reshape(-1, k) @ self.right
+        turned: Array = np.matmul(self.left.T, right.reshape(-1, m, k)).reshape(values.shape)
+        return turned
 
     def rows(self, values: Array) -> Array:
         """Each column turned: R.T @ values for values [n or blocks of n, ...], which are overwritten."""

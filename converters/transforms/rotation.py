@@ -1,7 +1,7 @@
 """Rotation: the residual stream and the heads' values in another basis, where no channel stands out.
 
-Rounding to a grid costs most where a few channels are much larger than the rest. An orthogonal R turns the stream x into x R, and
-its inverse is folded into whatever reads it, so the function stays as it is and outliers are shared out evenly:
+Rounding to a grid costs most where a few channels are much larger than the rest. An orthogonal R turns the stream x into x R,
+and its inverse is folded into whatever reads it, so the function stays as it is and outliers are shared out evenly:
 
     R (all of the residual)   embedding and head @ R; q, k, v, gate, up @ R; R.T @ o, down and their biases
     Q (a head's values)       Q.T @ each head's rows of v and of its bias; each head's columns of o @ Q

@@ -6,9 +6,9 @@ Where a channel comes out of a norm, of v or of up, the factor is folded into wh
     v -> o                    query heads of a group read the same values, so they share their factors
     up -> down                the gate's activation multiplies up's outputs one by one
 
-Two methods choose the factors. AWQ makes channels that carry much larger before weights are rounded: an error there counts less
-once it is divided again. SmoothQuant takes from activations what a grid of 8 bits a row would waste on their largest channels, and
-gives it to the weights.
+Two methods choose the factors. AWQ makes channels that carry much larger before weights are rounded: an error there counts
+less once it is divided again. SmoothQuant takes from activations what a grid of 8 bits a row would waste on their largest
+channels, and gives it to the weights.
 
 Source: Lin et al., "AWQ" (2023), section 3.2; Xiao et al., "SmoothQuant" (2022), equation 4.
 """
@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.transforms.lazy import Scaled
@@ -78,7 +79,7 @@ def apply(spec: ModelSpec, tensors: Tensors, factors: Mapping[str, Array]) -> Te
     Args:
         factors: by `Fold.maker`, float32 [channels], positive; a fold without any stays as it is.
     """
-    rows = {fold.maker: 1 / factors[fold.maker] for fold in folds(spec) if fold.maker in factors}
+    rows = {fold.maker: np.reciprocal(factors[fold.maker]) for fold in folds(spec) if fold.maker in factors}
     columns = {name.removesuffix(".weight"): values for name, values in divisors(spec, factors).items()}
 
     @cache
@@ -174,7 +175,7 @@ def _powers(size: Array, alpha: float) -> Array:
     return _limited(np.where(reached, size, 1) ** np.float32(alpha), reached)
 
 
-def _limited(factors: Array, reached: Array) -> Array:
+def _limited(factors: NDArray[np.floating], reached: NDArray[np.bool_]) -> Array:
     """Factors around 1, not too far apart; 1 for channels that were never reached."""
     if not reached.any():
         return np.ones(len(factors), np.float32)
@@ -196,7 +197,9 @@ def _sample(tensor: LazyTensor) -> Array:
     if count <= SAMPLE:
         return tensor.array()
     chosen = np.arange(SAMPLE) * count // SAMPLE
-    parts = [tensor.rows(start, stop)[chosen[(chosen >= start) & (chosen < stop)] - start] for start, stop in tensor.slices(SLICE)]
+    parts = []
+    for start, stop in tensor.slices(SLICE):
+        parts.append(tensor.rows(start, stop)[chosen[(chosen >= start) & (chosen < stop)] - start])
     return np.concatenate(parts)
 
 

@@ -1,4 +1,4 @@
-"""What transforms are made of: any slice of rows equals the same rows of the whole, and nothing is read more often than it has to."""
+"""What transforms are made of: any slice equals the same rows of the whole, and nothing is read more often than it has to."""
 
 from __future__ import annotations
 

@@ -154,7 +154,9 @@ def test_awq_by_hand() -> None:
     weight = np.array([[0.4, 7], [0.4, -7]], np.float32)
     spec, tensors = one_fold(weight)
     seen = np.array([10000, 1], np.float32)
-    found = scaling.awq(spec, tensors, {"layers.0.down.weight": seen}, lambda name: Scheme(4, 0, scales="positive"), rtn.quantize)
+    found = scaling.awq(
+        spec, tensors, {"layers.0.down.weight": seen}, lambda name: Scheme(4, 0, scales="positive"), rtn.quantize
+    )
     factors = found["layers.0.up"]
     assert factors[0] > 2 * factors[1]
     grid = Scheme(4, 0, scales="positive")
