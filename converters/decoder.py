@@ -45,7 +45,7 @@ def logits(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T) -> T:
     """Final norm, final linear where the spec has it, and head over hidden states x [B, N, D]: [B, N, vocab]."""
     x = ops.norm(x, weights("norm.weight"), spec.norm_eps)
     if spec.final_linear:
-        x = ops.linears(x, [Linear(weights("final.weight"))])[0]
+        x = ops.add(x, ops.linears(x, [Linear(weights("final.weight"))])[0])
     head = weights("embed.weight" if spec.tied_head else "head.weight")
     return ops.logits(x, head, spec.logit_scale, spec.logit_softcap)
 

@@ -18,7 +18,7 @@ LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str = "fp32") -> Recipe:
     """The recipe of a quantization level on a target's grids.
 
-    Under int4 the embedding and the head stay in 8 bit: they are where 4 bits cost most quality.
+    Under int4 the embedding, the head and a linear before it stay in 8 bit: they are where 4 bits cost most quality.
 
     Raises:
         UsageError: an unknown level. Whether the grids fit is the target's to say.
@@ -29,7 +29,7 @@ def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str 
         raise UsageError(f"unknown cache type '{kv}'", where="--kv", fix=f"choose one of {', '.join(KV)}")
     if quant == "fp32":
         return Recipe("fp32", "none", kv=KV[kv])
-    tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in ("embed", "head"))
+    tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in ("embed", "head", "final"))
     scheme = grid(4 if quant == "int4" else 8, block_size)
     linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
     return Recipe(quant, method or METHODS[quant], tables + linears, KV[kv])

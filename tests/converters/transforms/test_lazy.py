@@ -50,6 +50,7 @@ def test_writing_to_a_slice_changes_nothing_else(name: str) -> None:
     tensor, whole = CASES[name]
     tensor.rows(0, 5)[:] = 99
     tensor.array()[:] = 99
+    np.testing.assert_allclose(tensor.rows(0, 20), whole[:20], rtol=1e-6)
     np.testing.assert_allclose(tensor.array(), whole, rtol=1e-6)
 
 

@@ -12,9 +12,13 @@ from numpy.typing import NDArray
 from edgellm.converters.architectures import describe
 from edgellm.converters.architectures.base import tensor_shapes
 from edgellm.converters.numpy_ops import ReferenceModel
+from edgellm.converters.onnx import export as onnx_export
+from edgellm.converters.recipes import recipe
+from edgellm.converters.tflite import export as tflite_export
 from edgellm.converters.transforms import rotation
-from edgellm.converters.weights import InMemory, LazyTensor, Weight
+from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
 from edgellm.errors import UsageError
+from edgellm.scheme import Recipe, Rule
 from edgellm.spec import ModelSpec
 from tests import onnx_model, tflite_model
 from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
@@ -46,9 +50,9 @@ def test_logits_of_the_onnx_graph(architecture: str, variant: str, tmp_path: Pat
     spec, tensors = rotation.apply(*opened(architecture, variant))
     wanted = torch_logits(tiny(architecture, variant).model, IDS)
     model = onnx_model.exported(tmp_path, spec, tensors)
-    close(model.run(IDS, 0), wanted)
+    close(model.run(IDS.tolist(), 0), wanted)
     model.length = 9
-    close(model.run(IDS[9:12]), wanted[11:12])
+    close(model.run(IDS[9:12].tolist()), wanted[11:12])
 
 
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
@@ -56,7 +60,24 @@ def test_logits_of_the_tflite_graph(architecture: str, variant: str, tmp_path: P
     spec, tensors = rotation.apply(*opened(architecture, variant))
     wanted = torch_logits(tiny(architecture, variant).model, IDS)
     session = tflite_model.exported(tmp_path, spec, tensors).session()
-    close(session.logits(IDS), wanted)
+    close(session.logits(IDS.tolist()), wanted)
+
+
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+def test_a_tied_heads_linear_is_quantized_in_graphs_as_in_numpy(quant: str, tmp_path: Path) -> None:
+    """In 8 bits, also where the rest has 4; and it costs little there, though gammas go from 0 to 2."""
+    spec, tensors = rotation.apply(*opened("qwen2", "plain"))
+    chosen = recipe(quant, "rtn", 32, onnx_export.grid)
+    assert [rule.scheme.bits for rule in chosen.rules if rule.pattern == "final.weight" and rule.scheme] == [8]
+    got = onnx_model.exported(tmp_path, spec, tensors, chosen).run(IDS.tolist(), 0)
+    close(got, ReferenceModel(spec, on_grids(tensors, chosen)).logits(IDS))
+
+    final = Recipe("final", "rtn", (Rule("final.weight", tflite_export.grid(8, 0)),))
+    plain = torch_logits(tiny("qwen2", "plain").model, IDS)
+    same = ReferenceModel(spec, on_grids(tensors, final), tflite_model.DynamicOps()).logits(IDS)
+    told = tflite_model.exported(tmp_path, spec, tensors, final).session().logits(IDS.tolist())
+    np.testing.assert_allclose(told, same, rtol=0, atol=2e-3)
+    assert 0 < np.abs(same - plain).max() < 0.02 * np.abs(plain).max()
 
 
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
@@ -101,13 +122,16 @@ def small(values: dict[str, Array], *, tied: bool = True) -> tuple[ModelSpec, ro
 
 
 def test_the_matrix_of_a_tied_head_by_hand() -> None:
-    """R = diag(s) [[a, a], [a, -a]] with a = 1/√2 gives R.T diag(1, 3) R = [[2, -1], [-1, 2]], whatever the signs are."""
-    spec, tensors = small({"norm.weight": np.array([1, 3], np.float32), "embed.weight": np.eye(2, dtype=np.float32)})
+    """R = diag(s) [[a, a], [a, -a]] with a = 1/√2 gives R.T diag(1, 7) R = [[4, -3], [-3, 4]], whatever the signs are.
+
+    The root mean square of 1 and 7 is 5, so that is 5 (I + [[-1, -3], [-3, -1]] / 5).
+    """
+    spec, tensors = small({"norm.weight": np.array([1, 7], np.float32), "embed.weight": np.eye(2, dtype=np.float32)})
     for seed in range(4):
         turned_spec, turned = rotation.residual(replace(spec, hidden_size=2), tensors, seed)
         assert turned_spec.final_linear
-        np.testing.assert_allclose(turned("final.weight").array(), [[2, -1], [-1, 2]], atol=1e-6)
-        assert turned("norm.weight").array().tolist() == [1, 1]
+        np.testing.assert_allclose(turned("final.weight").array(), [[-0.2, -0.6], [-0.6, -0.2]], atol=1e-6)
+        assert turned("norm.weight").array().tolist() == [5, 5]
         assert np.allclose(np.abs(turned("embed.weight").array()), 0.5**0.5)
 
 

@@ -63,8 +63,8 @@ def test_logits_stay_as_transformers_has_them(architecture: str, variant: str, t
     wanted = torch_logits(tiny(architecture, variant).model, IDS)
     close(logits(spec, scaled), wanted)
     (tmp_path / "onnx").mkdir()
-    close(onnx_model.exported(tmp_path / "onnx", spec, scaled).run(IDS, 0), wanted)
-    close(tflite_model.exported(tmp_path, spec, scaled).session().logits(IDS), wanted)
+    close(onnx_model.exported(tmp_path / "onnx", spec, scaled).run(IDS.tolist(), 0), wanted)
+    close(tflite_model.exported(tmp_path, spec, scaled).session().logits(IDS.tolist()), wanted)
 
 
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
