@@ -23,6 +23,7 @@ KV = {"fp32": 32, "int8": 8}  # bits of keys and values
 TABLE_BLOCK = 64  # of the embedding and the head, at the least: in 8 bit a finer block buys no closeness, only scales to read
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 TABLES = ("embed", "head")
+SINGLE = (*TABLES, "final")  # in no layer
 FUSED = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # what back ends make one product of, where schemes agree
 FLOAT_BITS = 32
 
@@ -43,7 +44,7 @@ class Want:
 def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str = "fp32") -> Recipe:
     """The recipe of a quantization level on a target's grids.
 
-    Under int4 the embedding and the head stay in 8 bit: they are where 4 bits cost most quality.
+    Under int4 the embedding, the head and a linear before it stay in 8 bit: they are where 4 bits cost most quality.
 
     Raises:
         UsageError: an unknown level. Whether the grids fit is the target's to say.
@@ -54,7 +55,7 @@ def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str 
         raise UsageError(f"unknown cache type '{kv}'", where="--kv", fix=f"choose one of {', '.join(KV)}")
     if quant == "fp32":
         return Recipe("fp32", "none", kv=KV[kv])
-    tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in TABLES)
+    tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in SINGLE)
     scheme = grid(4 if quant == "int4" else 8, block_size)
     linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
     return Recipe(quant, method or METHODS[quant], tables + linears, KV[kv])
@@ -63,7 +64,8 @@ def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str 
 def matrices(spec: ModelSpec) -> tuple[str, ...]:
     """Canonical names of every weight that can be quantized: tables and linears."""
     linears = [f"layers.{layer}.{name}.weight" for layer in range(len(spec.layers)) for name in LINEARS]
-    return ("embed.weight", *linears, *(() if spec.tied_head else ("head.weight",)))
+    final = ("final.weight",) if spec.final_linear else ()
+    return ("embed.weight", *linears, *final, *(() if spec.tied_head else ("head.weight",)))
 
 
 def role(name: str) -> str:
@@ -83,7 +85,7 @@ def refined(base: Recipe, names: Sequence[str], wants: Mapping[str, Want], grid:
         return base
     rules = {name: Rule(name, base.scheme(name)) for name in names}
     for name, want in wants.items():
-        default = max(block_size, TABLE_BLOCK) if role(name) in TABLES and want.bits == 8 else block_size
+        default = max(block_size, TABLE_BLOCK) if role(name) in SINGLE and want.bits == 8 else block_size
         scheme = None if want.bits == FLOAT_BITS else grid(want.bits, default if want.block is None else want.block)
         rules[name] = Rule(name, scheme)
     method = base.method if base.rules else METHODS["int4"]  # fp32 with a few quantized tensors
@@ -143,7 +145,7 @@ def compact(rules: Iterable[Rule]) -> tuple[Rule, ...]:
     exceptions: list[Rule] = []
     patterns: list[Rule] = []
     for name, same in _grouped(rules, lambda rule: role(rule.pattern)).items():
-        pattern = same[0].pattern if name in TABLES else f"layers.*.{name}.weight"
+        pattern = same[0].pattern if name in SINGLE else f"layers.*.{name}.weight"
         most = Counter(replace(rule, pattern=pattern) for rule in same).most_common(1)[0][0]
         exceptions += [rule for rule in same if replace(rule, pattern=pattern) != most]
         if most.scheme is not None:
