@@ -13,7 +13,6 @@ NOISE = 1.5  # times what numpy expects of rounded activations, whose effect is 
 INT8_KL, INT8_TOP1, INT8_PERPLEXITY = 0.02, 0.92, 1.02
 INT4_KL, INT4_PERPLEXITY = 0.2, 1.2
 ROUNDING_KL, ROUNDING_SHARE = 0.02, 0.7
-SUSPECT = ROUNDING_KL * ROUNDING_SHARE  # below it, plain rounding need not be measured: no comparison with it can fail
 Kind = Literal["fp32", "int8", "int4"]
 
 
@@ -83,7 +82,6 @@ def _past(card: GraphCard, kind: Kind, calibrated: bool) -> Iterator[str]:
     if card.perplexity and card.source_perplexity and card.perplexity > growth * card.source_perplexity:
         more = card.perplexity / card.source_perplexity - 1
         yield f"perplexity +{more:.1%} (at most +{growth - 1:.0%})"
-    own, plain = card.quantization, card.rounding
-    if kind == "int4" and calibrated and own is not None and plain is not None and plain.kl > ROUNDING_KL:
-        if own.kl > ROUNDING_SHARE * plain.kl:
-            yield f"KL {own.kl:.3g} is {own.kl / plain.kl:.2f} of plain rounding's {plain.kl:.3g} (at most {ROUNDING_SHARE})"
+    plain = card.rounding
+    if kind == "int4" and plain is not None and plain.gap.kl > ROUNDING_KL and plain.share > ROUNDING_SHARE:
+        yield f"KL is {plain.share:.2f} of the {plain.gap.kl:.3g} that plain rounding makes (at most {ROUNDING_SHARE})"

@@ -75,14 +75,12 @@ class Lane:
         texts: token ids, each in a context of its own.
         quantize: the method that makes the codes.
         numerics: of the runtime.
-        unrounded: what the weights were before they were rounded, where their own tensors do not tell.
     """
 
     weights: decoder.Weights
     texts: Sequence[Ids]
     quantize: Quantize = rtn.quantize
     numerics: Numerics = field(default_factory=Numerics)
-    unrounded: decoder.Weights | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,7 +226,6 @@ class ReplayOps:
     def _slices(self, name: str) -> Iterator[list[tuple[Array, Array | None]]]:
         """Slice by slice and lane by lane, a weight's rows as they are used, and as they were before they were rounded."""
         weights = [lane.weights(name) for lane in self._lanes]
-        before = [None if lane.unrounded is None else lane.unrounded(name) for lane in self._lanes]
 
         def work(span: tuple[int, int]) -> list[tuple[Array, Array | None]]:
             read: dict[int, Rows] = {}
@@ -238,11 +235,11 @@ class ReplayOps:
                 return read.setdefault(id(weight.tensor), Rows(weight.tensor, *span, name))
 
             found: list[tuple[Array, Array | None]] = []
-            for lane, weight, own in zip(self._lanes, weights, before, strict=True):
+            for lane, weight in zip(self._lanes, weights, strict=True):
                 key = (id(weight.tensor), weight.scheme, id(weight.importance), lane.quantize)
                 if key not in made:
                     made[key] = used(weight, rows(weight), lane.quantize)
-                found.append((made[key], None if weight.scheme is None else rows(own or weight).values))
+                found.append((made[key], None if weight.scheme is None else rows(weight).values))
             return found
 
         spans, step = list(weights[0].tensor.slices(self._slice_bytes)), 8

@@ -9,7 +9,7 @@ against the source.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 # passed; past its gate and kept because the user asked (--allow-degraded) or named the method; or there was nothing to go by
@@ -62,6 +62,19 @@ class LinearError:
 
 
 @dataclass(frozen=True)
+class Rounding:
+    """What plain rounding would have cost in the place of a calibrated method.
+
+    Attributes:
+        gap: of RTN in blocks of 32, by numpy, against the source.
+        share: the method's own KL over RTN's, at the same positions.
+    """
+
+    gap: Gap
+    share: float
+
+
+@dataclass(frozen=True)
 class GraphCard:
     """One runtime's graph.
 
@@ -69,7 +82,7 @@ class GraphCard:
         verdict: what became of the gate.
         reason: the gate's figures, in a line.
         quantization: numpy with rounded weights and activations against the source.
-        rounding: that of the same method by nobody's choice, RTN in blocks of 32, where the gate asked for it.
+        rounding: what plain rounding would have cost; of calibrated int4 only.
         export: what lies in the file against the rounded weights; activations are float32 in both.
         export_by: how the file was read for it.
         activations: the runtime against rounded weights with float32 activations: what rounding activations costs there.
@@ -84,7 +97,7 @@ class GraphCard:
     verdict: Verdict
     reason: str
     quantization: Gap | None = None
-    rounding: Gap | None = None
+    rounding: Rounding | None = None
     export: Gap | None = None
     export_by: str | None = None
     activations: Gap | None = None
@@ -107,7 +120,7 @@ class Card:
         preset: "best" or "fast", which reads less.
         machine: processor and system that measured.
         graphs: by runtime.
-        measured: False where the user wanted no measurement, or there was no memory for it; `reason` says which.
+        reason: why nothing was measured, or None.
     """
 
     graphs: Mapping[str, GraphCard]
@@ -115,6 +128,4 @@ class Card:
     text: Text | None = None
     calibration: str | None = None
     machine: str | None = None
-    measured: bool = True
     reason: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)

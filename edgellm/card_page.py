@@ -46,7 +46,7 @@ def _graph(name: str, card: GraphCard) -> Iterator[str]:
     rows = {
         f"{card.runtime} against the source": card.run,
         "quantization (numpy)": card.quantization,
-        "plain rounding in its place (numpy)": card.rounding,
+        "plain rounding in its place (numpy)": None if card.rounding is None else card.rounding.gap,
         f"export: {card.export_by}": card.export,
         "rounded activations in the runtime": card.activations,
         "rounded activations as expected (numpy)": card.activations_expected,

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from tokenizers import Tokenizer
 
 from edgellm.bundle import Bundle, FileEntry, Graph, add_card
-from edgellm.card import Card, Gap, GraphCard, LinearError
+from edgellm.card import Card, GraphCard, LinearError, Rounding
 from edgellm.card_page import page
 from edgellm.errors import FidelityError, ResourceError, RuntimeUnavailable, UsageError
 from edgellm.scheme import Recipe
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from edgellm.runtimes.session import Session
 
 PRESETS = ("best", "fast")
-STARTS = {"best": 96, "fast": 32}  # tokens of each piece that export is judged by
+STARTS = {"best": 96, "fast": 48}  # tokens of each piece that comparisons take which need no more
 WORST = 8
 FIXED_BYTES = 640 << 20  # interpreter, libraries, slices of weights, and a block of a runtime's logits
 PLAIN_BLOCK = 32
@@ -54,20 +54,25 @@ class Made:
         recipe: which tensor was quantized how.
         tensors: what was quantized, by canonical name; those that were settled on a grid before bring their codes.
         quantize: the method that made the codes of the others.
-        unrounded: what settled tensors were before, so that the card can name those that lost most; None: they tell themselves.
     """
 
     target: Target
     recipe: Recipe
     tensors: Tensors
     quantize: Quantize
-    unrounded: Tensors | None = None
 
     @property
     def kind(self) -> str:
         """What the linear weights are in: "fp32", "int8", or "int4", which has a few in 8 bits."""
         bits = [rule.scheme.bits for rule in self.recipe.rules if rule.scheme is not None]
         return "fp32" if not bits else f"int{min(bits)}"
+
+    def plainly_rounded(self) -> Recipe:
+        """The recipe of plain rounding, in blocks of 32 where the target has blocks, and otherwise as here."""
+        from edgellm.converters.recipes import recipe
+
+        block = min(self.target.BLOCK_SIZE, PLAIN_BLOCK)
+        return recipe("int4", "rtn", block, self.target.grid, "int8" if self.recipe.kv == 8 else "fp32")
 
     @property
     def calibrated(self) -> bool:
@@ -179,15 +184,16 @@ class _Lab:
             if made.kind != "fp32":
                 numerics = targets.fidelity(name).numerics(made.recipe, self._calibration)
                 weights = on_grids(self._quantized[name], made.recipe, self._calibration.importance)
-                unrounded = None if made.unrounded is None else _plain(made.unrounded)
-                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, unrounded)
+                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics)
                 lanes[f"{name} {FLOAT}"] = Lane(weights, self._starts, made.quantize)
+                if made.kind == "int4" and made.calibrated:
+                    weights = on_grids(self._tensors, made.plainly_rounded())
+                    lanes[f"{name} {ROUNDED}"] = Lane(weights, self._starts, numerics=numerics)
         found = self._replay(lanes, "source and rounded weights by numpy")
         return {name: self._graph(name, found) for name in self._made}
 
     def _graph(self, name: str, found: Mapping[str, Replayed]) -> GraphCard:
         """One graph's figures, from what numpy found and what its runtime does."""
-        from edgellm.benchmarks import gates
         from edgellm.benchmarks.judge import RUN, judge
 
         self._on_step(name, 0)
@@ -195,7 +201,7 @@ class _Lab:
         quantized, plain = found.get(f"{name} {QUANTIZED}"), found.get(f"{name} {FLOAT}")
         models = {SOURCE: found[SOURCE]} | ({} if quantized is None else {QUANTIZED: quantized})
         notes: list[str] = []
-        activations = expected = None
+        activations = expected = rounding = None
         with self._session(name, self._bundle, notes) as session:
             pairs = [(SOURCE, other) for other in (QUANTIZED, RUN)]
             pairs = [(p, q) for p, q in pairs if q in models or (q == RUN and session is not None)]
@@ -204,11 +210,17 @@ class _Lab:
                 both = {FLOAT: plain, QUANTIZED: quantized.at(self._where)}
                 seen = judge(both, session, self._starts, [(FLOAT, QUANTIZED), (FLOAT, RUN)], vocab)
                 activations, expected = seen.apart[FLOAT, RUN].gap(), seen.apart[FLOAT, QUANTIZED].gap()
+        if quantized is not None and (rounded := found.get(f"{name} {ROUNDED}")) is not None:
+            there = {SOURCE: found[SOURCE].at(self._where), QUANTIZED: quantized.at(self._where), ROUNDED: rounded}
+            pairs = [(SOURCE, QUANTIZED), (SOURCE, ROUNDED)]
+            own, plainly = (judge(there, None, self._starts, pairs, vocab).apart[pair].gap() for pair in pairs)
+            rounding = Rounding(plainly, own.kl / plainly.kl if plainly.kl else 0.0)
         gaps = {q: apart.gap() for (_, q), apart in judged.apart.items()}
         card = GraphCard(
             verdict="not measured",
             reason="",
             quantization=gaps.get(QUANTIZED),
+            rounding=rounding,
             activations=activations,
             activations_expected=expected,
             run=gaps.get(RUN),
@@ -218,11 +230,7 @@ class _Lab:
             worst=() if quantized is None else _worst(quantized.errors),
             notes=tuple(notes),
         )
-        card = self._with_export(name, card, plain)
-        suspect = card.quantization is not None and card.quantization.kl > gates.SUSPECT
-        if suspect and made.kind == "int4" and made.calibrated:
-            card = replace(card, rounding=self._rounding(name, found[SOURCE]))
-        return card
+        return self._with_export(name, card, plain)
 
     def _with_export(self, name: str, card: GraphCard, plain: Replayed | None) -> GraphCard:
         """The card with its export error: what lies in the file against what should."""
@@ -248,24 +256,6 @@ class _Lab:
                 return replace(card, notes=tuple(notes))
             gap = judge({FLOAT: plain}, session, self._starts, [(FLOAT, RUN)], vocab).apart[FLOAT, RUN].gap()
         return replace(card, export=gap, export_by=written.by)
-
-    def _rounding(self, name: str, source: Replayed) -> Gap:
-        """What plain rounding in blocks of 32 would have cost, where the target has those."""
-        from edgellm.benchmarks.judge import judge
-        from edgellm.converters import targets
-        from edgellm.converters.recipes import recipe as make_recipe
-        from edgellm.converters.replay import Lane
-        from edgellm.converters.weights import on_grids
-
-        target, kv = self._made[name].target, self._made[name].recipe.kv
-        block = min(target.BLOCK_SIZE, PLAIN_BLOCK)
-        recipe = make_recipe("int4", "rtn", block, target.grid, "int8" if kv == 8 else "fp32")
-        numerics = targets.fidelity(name).numerics(recipe, self._calibration)
-        lane = Lane(on_grids(self._tensors, recipe), self._pieces.ids, numerics=numerics)
-        found = self._replay({ROUNDED: lane}, f"plain rounding for {name}")
-        pair = (SOURCE, ROUNDED)
-        judged = judge({SOURCE: source, **found}, None, self._pieces.ids, [pair], self._bundle.spec.vocab_size)
-        return judged.apart[pair].gap()
 
     def _replay(self, lanes: Mapping[str, Lane], what: str) -> dict[str, Replayed]:
         from edgellm.converters.replay import replay
@@ -366,7 +356,7 @@ def _figures(card: GraphCard) -> str:
 
 def _unmeasured(bundle: Bundle, wanted: Wanted, reason: str) -> Card:
     nothing = GraphCard("not measured", reason)
-    return Card(dict.fromkeys(bundle.graphs, nothing), wanted.preset, measured=False, reason=reason)
+    return Card(dict.fromkeys(bundle.graphs, nothing), wanted.preset, reason=reason)
 
 
 def _worst(errors: Mapping[str, float]) -> tuple[LinearError, ...]:
