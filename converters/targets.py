@@ -6,6 +6,9 @@ UsageError where the recipe asks for a grid that the kernels do not take. `grid(
 for so many bits. `BLOCKS` are the block sizes that they have, 0 for whole rows; `BLOCK_SIZE` and `KV` are the block and the
 cache that suit them where nobody asks for another.
 
+Beside `export` there is `fidelity`, by which what was written is measured: how its runtime rounds activations, and what lies in
+the file.
+
 Several plans are written together, so that the source is read once for all of them.
 """
 
@@ -20,6 +23,7 @@ from edgellm.bundle import Graph, TextPolicy, graph_name
 from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.data import DataLayout, OnBytes, Region, write_data
 from edgellm.converters.quantizers import Quantize
+from edgellm.converters.replay import AsWritten, Numerics
 from edgellm.converters.weights import LazyTensor
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Scheme
@@ -85,6 +89,23 @@ class Target(Protocol):
         ...
 
 
+class Fidelity(Protocol):
+    """The module by which a target's bundles are measured."""
+
+    @property
+    def RUNS(self) -> bool:  # noqa: N802
+        """Whether the runtime has to be here for `as_written`."""
+        ...
+
+    def numerics(self, recipe: Recipe, calibration: Calibration) -> Numerics:
+        """What the runtime does to activations."""
+        ...
+
+    def as_written(self, folder: Path, graph: Graph, tensors: Callable[[str], LazyTensor]) -> AsWritten:
+        """What lies in `folder`, in a form that rounds no activations; `tensors` of the source have the shapes."""
+        ...
+
+
 def write(
     plans: Sequence[Plan], folder: Path, quantize: Quantize, *, slice_bytes: int, workers: int, on_bytes: OnBytes
 ) -> None:
@@ -121,6 +142,11 @@ def find(name: str) -> Target:
     if str(name).replace("_", "-") not in available():
         raise UsageError(f"unknown target '{name}'", where="--target", fix=f"choose one of {', '.join(choices())}")
     return cast("Target", importlib.import_module(f"edgellm.converters.{graph_name(name)}.export"))
+
+
+def fidelity(graph: str) -> Fidelity:
+    """The module by which a graph of this name is measured."""
+    return cast("Fidelity", importlib.import_module(f"edgellm.converters.{graph}.fidelity"))
 
 
 def chosen(choice: str) -> dict[str, Target]:

@@ -24,6 +24,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgellm._typed import build
+from edgellm.card import PAGE, Card
 from edgellm.errors import BundleError
 from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
@@ -152,7 +153,7 @@ class Manifest:
     generation: Mapping[str, float]
     graphs: Mapping[str, Graph]
     files: Mapping[str, FileEntry]
-    fidelity: Mapping[str, Any] | None = None
+    fidelity: Card | None = None
 
     def recipe_of(self, graph: Graph) -> Recipe:
         """How the tensors of a graph were quantized."""
@@ -278,7 +279,6 @@ def write_manifest(
     generation: Mapping[str, float],
     graphs: Mapping[str, Graph],
     producer: str,
-    fidelity: Mapping[str, Any] | None = None,
 ) -> None:
     """Hash every file that lies in `folder` and write its edgellm.json."""
     files = {
@@ -286,7 +286,19 @@ def write_manifest(
         for entry in sorted(folder.rglob("*"))
         if entry.is_file() and entry.name != MANIFEST
     }
-    manifest = Manifest(FORMAT, producer, spec, recipe, provenance, text, generation, graphs, files, fidelity)
+    manifest = Manifest(FORMAT, producer, spec, recipe, provenance, text, generation, graphs, files)
+    _write(folder, manifest)
+
+
+def add_card(bundle: Bundle, card: Card, page: str) -> None:
+    """Put the fidelity card into a bundle that is being made, and the page that says it to people."""
+    (bundle.path / PAGE).write_text(page, encoding="utf-8")
+    entry = FileEntry((bundle.path / PAGE).stat().st_size, sha256_file(bundle.path / PAGE))
+    values = {field.name: getattr(bundle, field.name) for field in dataclasses.fields(Manifest)}
+    _write(bundle.path, Manifest(**{**values, "fidelity": card, "files": {**bundle.files, PAGE: entry}}))
+
+
+def _write(folder: Path, manifest: Manifest) -> None:
     (folder / MANIFEST).write_text(
         json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
     )

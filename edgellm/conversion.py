@@ -51,6 +51,9 @@ def convert(
     max_ram: int | None = None,
     max_context: int | None = None,
     revision: str | None = None,
+    evaluate: bool = True,
+    preset: str = "best",
+    allow_degraded: bool = False,
     progress: Callable[[Progress], None] | None = None,
 ) -> Bundle:
     """Convert a model into a bundle.
@@ -73,14 +76,20 @@ def convert(
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
         revision: hub revision (branch, tag or commit).
+        evaluate: measure how far the bundle is from its source, in the runtimes that are installed here, and refuse it where
+            that is past the gates of docs/fidelity.md. False makes it in less time; its card then says so.
+        preset: "best", or "fast": "rtn" where no method is named, and a short look at its fidelity.
+        allow_degraded: keep a bundle that lost too much; its card says so.
         progress: called from this thread after each slice of weights.
 
     Raises:
         SourceError: the source cannot be read or is not supported.
         BundleError: the target exists or cannot be written.
         ResourceError: too little disk, or `max_ram` is too small.
+        FidelityError: the bundle lost too much, or its graph does not compute what was quantized.
         UsageError: an argument that makes no sense.
     """
+    from edgellm import fidelity
     from edgellm.converters import calibration_text, quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
@@ -91,6 +100,8 @@ def convert(
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
+    wanted = fidelity.Wanted.of(evaluate, preset, allow_degraded, method, max_ram)
+    method = method or ("rtn" if preset == "fast" else None)
     text_of_own = calibration_text.chosen(calibration)
     if calibration == calibration_text.NO_TEXT:
         method, kv = calibration_text.without(method, kv)
@@ -140,6 +151,10 @@ def convert(
                 if progress is not None:
                     progress(Progress(done, total, name))
 
+            def on_step(step: str, share: float) -> None:
+                if progress is not None:
+                    progress(Progress(int(share * total), total, f"measuring {step}"))
+
             policy = _write_text(partial, text)
             every = list(plans.values())
             targets.write(every, partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
@@ -157,6 +172,8 @@ def convert(
                 graphs={name: _with_recipe(plan.graph, chosen[name], bundles) for name, plan in plans.items()},
                 producer=f"edgellm {__version__}",
             )
+            graphs = {name: fidelity.Made(back_ends[name], recipes[name], ready.tensors, quantize) for name in plans}
+            fidelity.measure(Bundle.open(partial), tensors, graphs, ready.calibration, wanted, on_step)
             _rename(partial, folder)
             ready.clear()
         except OSError as error:

@@ -4,6 +4,7 @@
     ├── SourceError        a model source (GGUF, safetensors folder, hub id, adapter) is missing, damaged or unsupported
     ├── BundleError        a bundle is missing, damaged, from a later format, or cannot be written
     ├── RuntimeUnavailable a runtime's package is not installed or does not fit this machine
+    ├── FidelityError      a converted model says too little of what its source says
     ├── ResourceError      too little memory or disk for what was asked
     ├── InferenceError     a loaded model failed while it ran
     └── UsageError         an argument that makes no sense for this model
@@ -50,6 +51,10 @@ class BundleError(EdgeError):
 
 class RuntimeUnavailable(EdgeError):
     """A runtime's package is not installed or does not fit this machine."""
+
+
+class FidelityError(EdgeError):
+    """A converted model lost more than its gate allows, or does not compute what was quantized."""
 
 
 class ResourceError(EdgeError):

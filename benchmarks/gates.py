@@ -1,0 +1,87 @@
+"""Gates: what a converted model may lose. Pure arithmetic on a card's figures; whoever converts acts on what it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from edgellm.card import Gap, GraphCard, Verdict
+
+EXPORT_KL = 1e-3  # more than float32's rounding ever makes: packing or the graph is wrong
+NOISE = 1.5  # times what numpy expects of rounded activations, whose effect is chaotic: no run repeats another's
+INT8_KL, INT8_TOP1, INT8_PERPLEXITY = 0.02, 0.92, 1.02
+INT4_KL, INT4_PERPLEXITY = 0.2, 1.2
+ROUNDING_KL, ROUNDING_SHARE = 0.02, 0.7
+Kind = Literal["fp32", "int8", "int4"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the gates say of a graph.
+
+    Attributes:
+        broken: why the export is wrong, or None; never to be kept.
+        past: the figures that are past the gate; none where it is passed.
+        gated: whether there is a gate for it at all, and figures to go by.
+    """
+
+    broken: str | None
+    past: tuple[str, ...]
+    gated: bool
+
+    def verdict(self, *, chosen: bool) -> Verdict:
+        """The card's word, for a graph that is kept."""
+        if self.past:
+            return "chosen" if chosen else "degraded"
+        return "passed" if self.gated else "ungated"
+
+
+def look(card: GraphCard, kind: Kind, *, calibrated: bool) -> Outcome:
+    """Hold a graph's figures against its gate.
+
+    Args:
+        kind: what the linear weights are in.
+        calibrated: whether a text had a say in their rounding: int4 that was only rounded has no gate.
+    """
+    return Outcome(_broken(card), tuple(_past(card, kind, calibrated)), _gated(card, kind, calibrated))
+
+
+def _broken(card: GraphCard) -> str | None:
+    if card.export is not None and card.export.kl > EXPORT_KL:
+        return f"what was written is not what was quantized: KL {card.export.kl:.2g} where {EXPORT_KL} is allowed"
+    seen, expected = card.activations, card.activations_expected
+    if seen is not None and expected is not None and seen.kl > NOISE * expected.kl + EXPORT_KL:
+        return (
+            f"{card.runtime} computes something else than what was quantized: KL {seen.kl:.2g} "
+            f"where rounded activations make {expected.kl:.2g}"
+        )
+    return None
+
+
+def _gated(card: GraphCard, kind: Kind, calibrated: bool) -> bool:
+    if kind == "fp32":
+        return card.export is not None
+    return _figures(card) is not None and (kind == "int8" or calibrated)
+
+
+def _figures(card: GraphCard) -> Gap | None:
+    """What users meet, or where no runtime is here, what numpy makes of it."""
+    return card.run or card.quantization
+
+
+def _past(card: GraphCard, kind: Kind, calibrated: bool) -> Iterator[str]:
+    gap = _figures(card)
+    if gap is None or kind == "fp32":
+        return
+    most, growth = (INT8_KL, INT8_PERPLEXITY) if kind == "int8" else (INT4_KL, INT4_PERPLEXITY)
+    if gap.kl > most:
+        yield f"KL {gap.kl:.3g} (at most {most})"
+    if kind == "int8" and gap.top1 < INT8_TOP1:
+        yield f"top-1 agreement {gap.top1:.3f} (at least {INT8_TOP1})"
+    if card.perplexity and card.source_perplexity and card.perplexity > growth * card.source_perplexity:
+        more = card.perplexity / card.source_perplexity - 1
+        yield f"perplexity +{more:.1%} (at most +{growth - 1:.0%})"
+    plain = card.rounding
+    if kind == "int4" and plain is not None and plain.gap.kl > ROUNDING_KL and plain.share > ROUNDING_SHARE:
+        yield f"KL is {plain.share:.2f} of the {plain.gap.kl:.3g} that plain rounding makes (at most {ROUNDING_SHARE})"

@@ -1,0 +1,91 @@
+"""What models read when they are compared: a text of our own in four kinds, or a user's, as pieces of token ids.
+
+The files in `evaluation/` were written for this and have nothing in common with the calibration text.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgellm import card
+from edgellm.errors import UsageError
+
+FOLDER = Path(__file__).with_name("evaluation")
+KINDS = ("prose", "code", "dialogue", "facts")
+OWN = "edgellm's own: " + ", ".join(KINDS)
+LONGEST = 512  # tokens of a piece: attention over longer ones costs more and tells the same
+POSITIONS = {"best": 2048, "fast": 512}
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True, eq=False)
+class Pieces:
+    """A text as a model reads it.
+
+    Attributes:
+        name: of the text.
+        ids: int64, one array a piece.
+    """
+
+    name: str
+    ids: tuple[Ids, ...]
+
+    @property
+    def positions(self) -> int:
+        """Tokens in all pieces."""
+        return sum(map(len, self.ids))
+
+    def starts(self, length: int) -> tuple[tuple[Ids, ...], NDArray[np.int64]]:
+        """The first `length` tokens of every piece, and which of all positions those are."""
+        firsts = np.cumsum([0, *map(len, self.ids)])[:-1]
+        where = [np.arange(first, first + min(length, len(piece))) for first, piece in zip(firsts, self.ids, strict=True)]
+        return tuple(piece[:length] for piece in self.ids), np.concatenate(where)
+
+    def described(self) -> card.Text:
+        """As the card has it."""
+        digest = hashlib.sha256(np.concatenate(self.ids).astype("<i8").tobytes()).hexdigest()
+        return card.Text(self.name, digest, self.positions, len(self.ids))
+
+
+def own() -> list[str]:
+    """The texts that come with edgellm, one a kind."""
+    return [(FOLDER / f"{kind}.txt").read_text(encoding="utf-8") for kind in KINDS]
+
+
+def pieces(texts: Sequence[str], name: str, tokenizer: Tokenizer, *, vocab: int, context: int, positions: int) -> Pieces:
+    """Cut texts into pieces that a model can read.
+
+    Args:
+        texts: each begins a piece; all are given the same room.
+        vocab: ids that the model knows.
+        context: the longest piece.
+        positions: tokens that are wanted at most.
+
+    Raises:
+        UsageError: nothing to read in them, or a token that the model does not know.
+    """
+    length, room = min(LONGEST, context), max(2, positions // max(1, len(texts)))
+    found = []
+    for text in texts:
+        ids = tokenizer.encode(text).ids
+        plain = tokenizer.encode(text, add_special_tokens=False).ids
+        first = ids[: len(ids) - len(plain)] if ids[len(ids) - len(plain) :] == plain else []  # what begins every text
+        if len(first) >= length:
+            first = []
+        step = length - len(first)
+        kept = plain[: max(room - len(first), 1)]
+        found += [[*first, *kept[at : at + step]] for at in range(0, len(kept), step)]
+    found = [piece for piece in found if len(piece) > 1]  # one token says nothing of a next one
+    if not found:
+        raise UsageError("the tokenizer makes no two tokens of it", where=name, fix="give a longer text")
+    largest = max(max(piece) for piece in found)
+    if largest >= vocab:
+        raise UsageError(f"the tokenizer makes a token {largest}, and the model has {vocab}", where=name, fix="get the model again")
+    return Pieces(name, tuple(np.array(piece, np.int64) for piece in found))

@@ -1,0 +1,294 @@
+"""Replay: models over some texts by numpy, as their runtimes would compute them, without ever holding one.
+
+The texts go through the layers side by side, and so do several lanes: the source in float32, and what conversion made of it.
+Every weight is read once, put on the grids of the lanes, used for all texts and dropped. What stays of a lane are the hidden
+states before the head; logits come out of them in slices of the vocabulary.
+
+How a runtime rounds activations is its target's to say: `Numerics`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.converters import decoder
+from edgellm.converters.data import Rows
+from edgellm.converters.numpy_ops import NumpyCache, NumpyOps, NumpyPositions, Tensor
+from edgellm.converters.ops import Linear
+from edgellm.converters.quantizers import Quantize, rtn
+from edgellm.converters.weights import Array, LazyTensor, Weight
+from edgellm.bundle import Graph
+from edgellm.scheme import CacheGrid, Scheme
+from edgellm.spec import Activation, AttentionSpec, ModelSpec
+
+SLICE_BYTES = 4 << 20
+SAMPLE = 96  # positions whose products tell of a linear's error
+Ids = NDArray[np.int64]
+Lanes = list[Tensor]  # one a lane
+Tensors = Callable[[str], LazyTensor]  # by canonical name
+Inputs = Callable[[Array, Scheme], Array]
+
+
+def exact(x: Array, scheme: Scheme) -> Array:
+    """Inputs as they are: what products in float32 do."""
+    return x
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """What a runtime's kernels do to activations.
+
+    Attributes:
+        inputs: inputs [..., in] of a product with weights of some scheme, as the kernels round them.
+        grids: of the cache, by layer, where keys and values are kept in 8 bit.
+    """
+
+    inputs: Inputs = exact
+    grids: tuple[CacheGrid, ...] = ()
+
+
+@dataclass(frozen=True)
+class AsWritten:
+    """What lies in a bundle, in a form that rounds no activations: a graph to run, or weights to replay.
+
+    Attributes:
+        by: how, as a person would say it.
+    """
+
+    by: str
+    graph: Graph | None = None
+    tensors: Tensors | None = None
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A model to replay.
+
+    Attributes:
+        weights: by canonical name; those with a scheme are used as their codes stand for.
+        texts: token ids, each in a context of its own.
+        quantize: the method that makes the codes.
+        numerics: of the runtime.
+    """
+
+    weights: decoder.Weights
+    texts: Sequence[Ids]
+    quantize: Quantize = rtn.quantize
+    numerics: Numerics = field(default_factory=Numerics)
+
+
+@dataclass(frozen=True, eq=False)
+class Replayed:
+    """The hidden states of all positions of a lane, and the head that makes logits of them.
+
+    Attributes:
+        hidden: float32 [positions, D], normed, and rounded as the head's inputs are.
+        errors: by linear, the energy of its output's error over that of its output: what rounding its weight cost.
+    """
+
+    hidden: Array
+    errors: dict[str, float]
+    _spec: ModelSpec
+    _head: Weight
+    _quantize: Quantize
+
+    def at(self, where: Ids) -> Replayed:
+        """Some positions only."""
+        return replace(self, hidden=self.hidden[where])
+
+    def logits(self, positions: slice, start: int, stop: int) -> Array:
+        """Logits of the tokens `start` to `stop` at some positions: float32 [positions, stop - start]."""
+        rows = used(self._head, Rows(self._head.tensor, start, stop, self._head.name), self._quantize)
+        found: Array = (self.hidden[positions] @ rows.T) * np.float32(self._spec.logit_scale)
+        cap = self._spec.logit_softcap
+        return found if cap is None else np.float32(cap) * np.tanh(found / np.float32(cap))
+
+
+def replay(
+    spec: ModelSpec,
+    lanes: Sequence[Lane],
+    *,
+    slice_bytes: int = SLICE_BYTES,
+    on_layer: Callable[[int], None] = lambda layer: None,
+) -> list[Replayed]:
+    """Run models of one spec over their texts.
+
+    Args:
+        slice_bytes: float32 bytes of a weight that a thread works on at once.
+        on_layer: called before each layer.
+
+    Raises:
+        SourceError: a weight cannot be read or is not finite.
+    """
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
+        ops = ReplayOps(lanes, pool, slice_bytes, on_layer)
+        names = lanes[0].weights
+        x = ops.embed([_stacked(lane.texts) for lane in lanes], names("embed.weight"), spec.embed_scale)
+        x = decoder.body(spec, names, ops, x, [])
+        x = [_flat(each, lane.texts) for each, lane in zip(x, lanes, strict=True)]
+        x = ops.norm(x, names("norm.weight"), spec.norm_eps)
+        head = "embed.weight" if spec.tied_head else "head.weight"
+        hidden = ops.inputs(x, head)
+        return [
+            Replayed(each, errors, spec, lane.weights(head), lane.quantize)
+            for each, errors, lane in zip(hidden, ops.errors, lanes, strict=True)
+        ]
+
+
+def used(weight: Weight, rows: Rows, quantize: Quantize) -> Array:
+    """Rows of a weight as a model with its scheme uses them."""
+    return rows.values if weight.scheme is None else rows.quantized(weight.scheme, weight.importance, quantize).dequantize()
+
+
+class ReplayOps:
+    """`Ops` on the tensors of several lanes; one weight is held at a time.
+
+    Attributes:
+        errors: of the linears so far, by lane.
+    """
+
+    def __init__(
+        self, lanes: Sequence[Lane], pool: ThreadPoolExecutor, slice_bytes: int, on_layer: Callable[[int], None]
+    ) -> None:
+        self.errors: list[dict[str, float]] = [{} for _ in lanes]
+        self._lanes = lanes
+        self._ops = [_LaneOps(lane) for lane in lanes]
+        self._pool, self._slice_bytes, self._on_layer = pool, slice_bytes, on_layer
+
+    def embed(self, ids: Lanes, table: Weight, scale: float) -> Lanes:
+        return [ops.embed(each, lane.weights(table.name), scale) for ops, lane, each in self._each(ids)]
+
+    def norm(self, x: Lanes, gamma: Weight, eps: float, heads: int = 1) -> Lanes:
+        return [ops.norm(each, lane.weights(gamma.name), eps, heads) for ops, lane, each in self._each(x)]
+
+    def linears(self, x: Lanes, linears: Sequence[Linear]) -> list[Lanes]:
+        inputs: dict[tuple[Scheme | None, ...], Lanes] = {}
+        found = []
+        for linear in linears:
+            key = tuple(lane.weights(linear.weight.name).scheme for lane in self._lanes)
+            if key not in inputs:
+                inputs[key] = self.inputs(x, linear.weight.name)
+            found.append(self._product(x, inputs[key], linear))
+        return found
+
+    def attention(self, q: Lanes, k: Lanes, v: Lanes, spec: AttentionSpec, layer: int, positions: object) -> Lanes:
+        self._on_layer(layer)
+        return [ops.attend(*qkv, spec, layer) for ops, *qkv in zip(self._ops, q, k, v, strict=True)]
+
+    def gated(self, gate: Lanes, up: Lanes, activation: Activation) -> Lanes:
+        return [ops.gated(a, b, activation) for ops, a, b in zip(self._ops, gate, up, strict=True)]
+
+    def add(self, a: Lanes, b: Lanes) -> Lanes:
+        return [left + right for left, right in zip(a, b, strict=True)]
+
+    def select(self, x: Lanes, positions: object) -> Lanes:
+        return x
+
+    def logits(self, x: Lanes, head: Weight, scale: float, softcap: float | None) -> Lanes:
+        raise NotImplementedError("logits come in slices: see Replayed")
+
+    def inputs(self, x: Lanes, name: str) -> Lanes:
+        """Inputs of the product with a weight, as each lane's kernels round them."""
+        found = []
+        for _, lane, each in self._each(x):
+            scheme = lane.weights(name).scheme
+            found.append(each if scheme is None else lane.numerics.inputs(each, scheme))
+        return found
+
+    def _each(self, x: Lanes) -> Iterator[tuple[_LaneOps, Lane, Tensor]]:
+        return zip(self._ops, self._lanes, x, strict=True)
+
+    def _product(self, x: Lanes, inputs: Lanes, linear: Linear) -> Lanes:
+        name = linear.weight.name
+        parts: list[list[Tensor]] = [[] for _ in self._lanes]
+        lost, whole = np.zeros(len(x)), np.zeros(len(x))
+        samples = [_sample(each) for each in x]
+        for rows in self._slices(name):
+            for index, (used_rows, before) in enumerate(rows):
+                parts[index].append(inputs[index] @ used_rows.T)
+                if before is not None:
+                    lost[index] += np.square(samples[index] @ (used_rows - before).T).sum(dtype=np.float64)
+                    whole[index] += np.square(samples[index] @ before.T).sum(dtype=np.float64)
+        for index in np.flatnonzero(whole):
+            self.errors[index][name] = float(lost[index] / whole[index])
+        y = [np.concatenate(each, axis=-1) for each in parts]
+        if linear.bias is not None:
+            for ops, lane, each in self._each(y):
+                each += ops.array(lane.weights(linear.bias.name))
+        return y
+
+    def _slices(self, name: str) -> Iterator[list[tuple[Array, Array | None]]]:
+        """Slice by slice and lane by lane, a weight's rows as they are used, and as they were before they were rounded."""
+        weights = [lane.weights(name) for lane in self._lanes]
+
+        def work(span: tuple[int, int]) -> list[tuple[Array, Array | None]]:
+            read: dict[int, Rows] = {}
+            made: dict[tuple[object, ...], Array] = {}
+
+            def rows(weight: Weight) -> Rows:
+                return read.setdefault(id(weight.tensor), Rows(weight.tensor, *span, name))
+
+            found: list[tuple[Array, Array | None]] = []
+            for lane, weight in zip(self._lanes, weights, strict=True):
+                key = (id(weight.tensor), weight.scheme, id(weight.importance), lane.quantize)
+                if key not in made:
+                    made[key] = used(weight, rows(weight), lane.quantize)
+                found.append((made[key], None if weight.scheme is None else rows(weight).values))
+            return found
+
+        spans, step = list(weights[0].tensor.slices(self._slice_bytes)), 8
+        for first in range(0, len(spans), step):  # a few at a time: what waits is in memory
+            yield from self._pool.map(work, spans[first : first + step])
+
+
+class _LaneOps(NumpyOps):
+    """The operations of one lane that touch no large weight."""
+
+    def __init__(self, lane: Lane) -> None:
+        super().__init__(_PassingCache(), lane.quantize, None, lane.numerics.grids)
+
+    def array(self, weight: Weight) -> Array:
+        """A small weight: it is read again when it is wanted again."""
+        return used(weight, Rows(weight.tensor, 0, weight.tensor.shape[0], weight.name), self._quantize)
+
+    def embed(self, ids: Tensor, table: Weight, scale: float) -> Tensor:
+        different, where = np.unique(ids, return_inverse=True)
+        rows = [used(table, Rows(table.tensor, row, row + 1, table.name), self._quantize) for row in different.tolist()]
+        found: Tensor = np.concatenate(rows)[where.reshape(ids.shape)] * np.float32(scale)
+        return found
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int) -> Tensor:
+        """One text after the other: the scores of all at once would be the largest thing in memory."""
+        positions = NumpyPositions(0, q.shape[1], "all")
+        each = [self.attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], spec, layer, positions) for i in range(len(q))]
+        return np.concatenate(each)
+
+
+class _PassingCache(NumpyCache):
+    """For one call over whole texts: nothing is kept for a next one."""
+
+    def append(self, layer: int, start: int, k: Array, v: Array) -> tuple[Array, Array]:
+        return k, v
+
+
+def _stacked(texts: Sequence[Ids]) -> Ids:
+    """Texts as rows [texts, longest]; what is filled up stands behind a text, which does not see it."""
+    longest = max(map(len, texts))
+    return np.stack([np.pad(text, (0, longest - len(text))) for text in texts])
+
+
+def _flat(x: Tensor, texts: Sequence[Ids]) -> Tensor:
+    """[texts, longest, D] as the positions of the texts, one text behind the other: [positions, D]."""
+    return np.concatenate([row[: len(text)] for row, text in zip(x, texts, strict=True)])
+
+
+def _sample(x: Tensor) -> Tensor:
+    """Some positions of x [texts, longest, D], spread evenly."""
+    flat: Tensor = x.reshape(-1, x.shape[-1])
+    return flat[:: max(1, len(flat) // SAMPLE)]

@@ -1,0 +1,107 @@
+"""What XNNPACK does to activations, and the weights as they lie in the file.
+
+Where a weight has codes, each row of inputs is rounded to 8 bits, asymmetric, between the least and the largest value of the row
+and zero. There is no switch to turn that off, so what the file holds is read, and runs on the numpy back end.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgellm.bundle import Graph
+from edgellm.converters.calibration import Calibration
+from edgellm.converters.replay import AsWritten, Numerics, Tensors
+from edgellm.converters.tflite.graph import schema
+from edgellm.converters.tflite.stored import StoredWeight, read_weights
+from edgellm.converters.weights import Array, LazyTensor
+from edgellm.scheme import Recipe, Scheme
+
+RUNS = False  # what was written is told by reading it
+
+
+def numerics(recipe: Recipe, calibration: Calibration) -> Numerics:
+    """What the kernels do to activations."""
+    grids = tuple(each.grid(centered=True) for each in calibration.cache) if recipe.kv == 8 else ()
+    return Numerics(round_inputs, grids)
+
+
+def round_inputs(x: Array, scheme: Scheme) -> Array:
+    """Inputs [..., in] as int8 codes stand for them."""
+    low, high = np.minimum(x.min(axis=-1, keepdims=True), 0), np.maximum(x.max(axis=-1, keepdims=True), 0)
+    steps = np.divide(np.float32(255), high - low, out=np.ones_like(low), where=high > low)
+    low, high = low * steps, high * steps
+    zero = np.where(low + high > 1, -128 - low, 127 - high)  # from the end that is nearer to zero
+    zero = np.rint(np.clip(zero, -128, 127))
+    codes = np.clip(np.rint(x * steps) + zero, -128, 127)
+    rounded: Array = ((codes - zero) / steps).astype(np.float32, copy=False)
+    return rounded
+
+
+def as_written(folder: Path, graph: Graph, tensors: Tensors) -> AsWritten:
+    """The weights in the file of a graph, by canonical name; `tensors` of the source have their shapes."""
+    path = folder / graph.file
+    weights = read_weights(path)
+    parts: dict[str, tuple[str, tuple[str, ...]]] = {}
+    for stored in weights:  # what one product serves is one weight of the file: "a.weight+b.weight", and its bias
+        names = tuple(stored.removesuffix(".bias").split("+")) if "+" in stored else (stored.removesuffix(".codes"),)
+        bias = "+" in stored and stored.endswith(".bias")
+        parts |= {_bias(name) if bias else name: (stored, names) for name in names if name not in weights or name == stored}
+
+    def tensor(name: str) -> LazyTensor:
+        stored, names = parts[name]
+        own = names.index(name if name in names else name.removesuffix("bias") + "weight")
+        first = sum(tensors(each).shape[0] for each in names[:own])
+        scales = weights.get(names[own] + ".scales")
+        return StoredTensor(path, tensors(name).shape, weights[stored], first, scales)
+
+    return AsWritten("the weights that lie in the file, by numpy", tensors=tensor)
+
+
+def _bias(weight: str) -> str:
+    return weight.removesuffix("weight") + "bias"
+
+
+class StoredTensor(LazyTensor):
+    """Rows of a weight in a .tflite file.
+
+    Args:
+        path: the file.
+        shape: of the tensor, whose rows begin at `first` of the weight's.
+        weight: what the file says of it.
+        row_scales: where they lie, if they are a tensor of their own.
+    """
+
+    def __init__(
+        self, path: Path, shape: tuple[int, ...], weight: StoredWeight, first: int, row_scales: StoredWeight | None
+    ) -> None:
+        self.shape = shape
+        self._path, self._weight, self._first = path, weight, first
+        self._row_scales = None if weight.block else row_scales
+
+    def rows(self, start: int, stop: int) -> Array:
+        weight, start, stop = self._weight, self._first + start, self._first + stop
+        if weight.type == schema.TensorType.FLOAT32:
+            return self._read(weight, np.dtype("<f4"), start, stop).reshape(-1, *self.shape[1:])
+        if weight.type == schema.TensorType.INT8:
+            values = self._read(weight, np.dtype(np.int8), start, stop).astype(np.float32)
+        else:
+            pairs = self._read(weight, np.dtype(np.int8), start, stop)
+            values = np.stack([(pairs << 4) >> 4, pairs >> 4], axis=-1).reshape(stop - start, -1).astype(np.float32)
+        if self._row_scales is not None:
+            values *= self._read(self._row_scales, np.dtype("<f4"), start, stop).reshape(-1, 1)
+        elif weight.block_scales is not None:
+            scales = self._read(weight.block_scales, np.dtype("<f2"), start, stop).astype(np.float32)
+            values = (values.reshape(*scales.shape, weight.block) * scales[..., None]).reshape(values.shape)
+        elif weight.scales is not None:
+            values *= weight.scales[start:stop, None]
+        return values
+
+    def _read(self, weight: StoredWeight, kind: np.dtype[Any], start: int, stop: int) -> NDArray[Any]:
+        """Rows of a tensor in the file, [rows, values]."""
+        row = weight.place.length // weight.shape[0]
+        found = np.fromfile(self._path, kind, (stop - start) * row // kind.itemsize, offset=weight.place.offset + start * row)
+        return found.reshape(stop - start, -1)

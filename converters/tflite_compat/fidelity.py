@@ -1,0 +1,7 @@
+"""What tflite-runtime 2.14 does to activations: rows in 8 bits, as LiteRT. How weights lie in the file is told by their names."""
+
+from __future__ import annotations
+
+from edgellm.converters.tflite.fidelity import RUNS, as_written, numerics
+
+__all__ = ["RUNS", "as_written", "numerics"]
