@@ -87,5 +87,7 @@ def pieces(texts: Sequence[str], name: str, tokenizer: Tokenizer, *, vocab: int,
         raise UsageError("the tokenizer makes no two tokens of it", where=name, fix="give a longer text")
     largest = max(max(piece) for piece in found)
     if largest >= vocab:
-        raise UsageError(f"the tokenizer makes a token {largest}, and the model has {vocab}", where=name, fix="get the model again")
+        raise UsageError(
+            f"the tokenizer makes a token {largest}, and the model has {vocab}", where=name, fix="get the model again"
+        )
     return Pieces(name, tuple(np.array(piece, np.int64) for piece in found))

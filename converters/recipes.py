@@ -18,7 +18,7 @@ from edgellm.spec import ModelSpec
 
 Grid = Callable[[int, int], Scheme]  # the scheme that a target has for so many bits in blocks of such a size
 QUANTS = ("int4", "int8", "fp32")
-METHODS = {"int4": "imatrix", "int8": "rtn"}  # what each is rounded by unless somebody says
+METHODS = {"int4": "gptq", "int8": "rtn"}  # what each is rounded by unless somebody says
 KV = {"fp32": 32, "int8": 8}  # bits of keys and values
 TABLE_BLOCK = 64  # of the embedding and the head, at the least: in 8 bit a finer block buys no closeness, only scales to read
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -88,7 +88,7 @@ def refined(base: Recipe, names: Sequence[str], wants: Mapping[str, Want], grid:
         default = max(block_size, TABLE_BLOCK) if role(name) in SINGLE and want.bits == 8 else block_size
         scheme = None if want.bits == FLOAT_BITS else grid(want.bits, default if want.block is None else want.block)
         rules[name] = Rule(name, scheme)
-    method = base.method if base.rules else METHODS["int4"]  # fp32 with a few quantized tensors
+    method = base.method if base.rules else "imatrix"  # fp32 with a few quantized tensors
     return replace(base, method=method, rules=compact(rules.values()))
 
 

@@ -17,13 +17,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.bundle import Graph
 from edgellm.converters import decoder
 from edgellm.converters.data import Rows
 from edgellm.converters.numpy_ops import NumpyCache, NumpyOps, NumpyPositions, Tensor
 from edgellm.converters.ops import Linear
 from edgellm.converters.quantizers import Quantize, rtn
 from edgellm.converters.weights import Array, LazyTensor, Weight
-from edgellm.bundle import Graph
 from edgellm.scheme import CacheGrid, Scheme
 from edgellm.spec import Activation, AttentionSpec, ModelSpec
 
@@ -133,6 +133,8 @@ def replay(
         x = decoder.body(spec, names, ops, x, [])
         x = [_flat(each, lane.texts) for each, lane in zip(x, lanes, strict=True)]
         x = ops.norm(x, names("norm.weight"), spec.norm_eps)
+        if spec.final_linear:
+            x = ops.linears(x, [Linear(names("final.weight"))])[0]
         head = "embed.weight" if spec.tied_head else "head.weight"
         hidden = ops.inputs(x, head)
         return [

@@ -61,5 +61,7 @@ def as_written(folder: Path, graph: Graph, tensors: Tensors) -> AsWritten:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     (folder / FLOAT_FILE).write_bytes(model.SerializeToString())
     layouts = tuple(replace(kv, dtype="float32") for kv in graph.kv)
-    made = replace(graph, file=FLOAT_FILE, kv=layouts, files=(FLOAT_FILE, *(name for name in graph.files if name != graph.file)))
+    made = replace(
+        graph, file=FLOAT_FILE, kv=layouts, files=(FLOAT_FILE, *(name for name in graph.files if name != graph.file))
+    )
     return AsWritten("the graph with accuracy_level 0", graph=made)

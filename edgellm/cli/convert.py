@@ -40,8 +40,9 @@ class Target(click.ParamType[str]):
 )
 @click.option(
     "--method",
-    help="How weights are rounded: rtn; imatrix, which weighs errors by a text; gptq, which makes up for them as well. "
-    "[default: imatrix for int4, else rtn]",
+    metavar="[rtn|imatrix|awq|gptq]",
+    help="How weights are rounded: to nearest, or by what a text shows of the model. [default: gptq for int4, else rtn; codes "
+    "that the source brings, on a grid that the runtime has, are kept as they are]",
 )
 @click.option(
     "--block-size",
@@ -51,6 +52,12 @@ class Target(click.ParamType[str]):
 )
 @click.option(
     "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML that gives some tensors other bits or blocks."
+)
+@click.option(
+    "--bpw",
+    type=click.FloatRange(min=1, max=16),
+    metavar="BITS",
+    help="Bits per linear weight, spent where they do most (int4). [default: a little more than all weights in 4 bits take]",
 )
 @click.option(
     "--kv",
@@ -66,6 +73,15 @@ class Target(click.ParamType[str]):
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
 @click.option("--max-context", type=click.IntRange(min=1), metavar="N", help="Longest context that the bundle serves.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub model.")
+@click.option(
+    "--preset",
+    type=click.Choice(["best", "fast"]),
+    default="best",
+    show_default=True,
+    help="fast: rtn where no method is named, and a short look at what it cost.",
+)
+@click.option("--no-eval", is_flag=True, help="Do not measure how far the bundle is from its source.")
+@click.option("--allow-degraded", is_flag=True, help="Keep a bundle that lost too much; its card says so.")
 def command(
     source: str,
     output: Path,
@@ -80,22 +96,26 @@ def command(
     max_ram: int | None,
     max_context: int | None,
     revision: str | None,
+    bpw: float | None,
+    preset: str,
+    no_eval: bool,
+    allow_degraded: bool,
 ) -> None:
     """Convert SOURCE (a .gguf file, a Hugging Face folder or a hub id) into a bundle."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from edgellm.conversion import Progress, convert
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     started = time.perf_counter()
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading, calibrating", total=None)
 
         def show(progress: Progress) -> None:
-            bar.update(task, completed=progress.done_bytes, total=progress.total_bytes, description=progress.name)
+            bar.update(task, completed=progress.done, total=progress.total, description=progress.name)
 
         bundle = convert(
             source,
@@ -111,6 +131,10 @@ def command(
             max_ram=max_ram,
             max_context=max_context,
             revision=revision,
+            bits_per_weight=bpw,
+            preset=preset,
+            evaluate=not no_eval,
+            allow_degraded=allow_degraded,
             progress=show,
         )
     elapsed = time.perf_counter() - started

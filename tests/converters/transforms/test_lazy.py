@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgellm.converters.transforms.lazy import Grouped, Made, Scaled, Recent, Whole
+from edgellm.converters.transforms.lazy import Grouped, Made, Recent, Scaled, Whole
 from edgellm.converters.weights import InMemory, LazyTensor
 
 MATRIX = np.random.default_rng(0).standard_normal((24, 5)).astype(np.float32)
