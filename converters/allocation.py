@@ -3,7 +3,7 @@
 What rounding some linears does to the model is measured where it counts: as the error of the hidden states before the head,
 relative to their energy. One kind of linear is rounded at a time, in all layers, beside the source. These errors add up, and
 KL divergence goes with their sum: on SmolLM2 it is 3.2 to 4.3 times the error, whatever kind is rounded. Within a kind, layers
-share it by the error of their own outputs, tr(D H Dᵀ) over tr(W H Wᵀ); other schemes change a linear's part as they change that.
+share it by the error of their own outputs, tr(D H Dᵀ) over tr(W H Wᵀ); other schemes change a linear's part as they do that.
 
 The choice is a greedy one: from the fewest bits on, always the step that wins most for each bit.
 """
@@ -183,25 +183,33 @@ def _options(
     """The recipe's own scheme, coarser blocks where the target has them, and 8 bits."""
     coarser = [size for size in blocks if base.block and size == 2 * base.block]
     wants = [Want(4, base.block), *(Want(4, size) for size in coarser), Want(8, max(blocks) if min(blocks) else 0)]
+    samples = [_Sample.of(tensors(name), calibration.importance.get(name)) for name in names]
+    before = sum(sample.error(base, quantize) for sample in samples)
     found = []
-    before = _error(names, tensors, base, calibration, quantize)
     for want in wants:
-        scheme = grid(want.bits, want.block if want.block is not None else base.block)
-        error = before if scheme == base else _error(names, tensors, scheme, calibration, quantize)
+        scheme = grid(want.bits, base.block if want.block is None else want.block)
+        error = before if scheme == base else sum(sample.error(scheme, quantize) for sample in samples)
         bits = sum(bits_of(scheme, tensors(name).shape) for name in names)
         found.append(Option(want, bits, loss * error / before if before > 0 else 0.0))
     return found
 
 
-def _error(names: Sequence[str], tensors: Tensors, scheme: Scheme, calibration: Calibration, quantize: Quantize) -> float:
-    """Of some rows, weighed by importance, relative to what they are."""
-    lost = whole = 0.0
-    for name in names:
-        rows = tensors(name).rows(0, min(SAMPLE, tensors(name).shape[0]))
-        importance = calibration.importance.get(name)
-        weighed: Array = np.ones(rows.shape[1], np.float32) if importance is None else importance
+@dataclass(frozen=True)
+class _Sample:
+    """Some rows of a weight, and what their inputs weigh."""
+
+    rows: Array
+    importance: Array
+
+    @classmethod
+    def of(cls, tensor: LazyTensor, importance: Array | None) -> _Sample:
+        """The first rows of a tensor."""
+        rows = tensor.rows(0, min(SAMPLE, tensor.shape[0]))
+        return cls(rows, np.ones(rows.shape[1], np.float32) if importance is None else importance)
+
+    def error(self, scheme: Scheme, quantize: Quantize) -> float:
+        """Of their products, relative to these."""
         method = rtn.quantize if scheme.bits == 8 else quantize
-        error = method(rows, scheme, importance).dequantize() - rows
-        lost += float((np.square(error) @ weighed).sum())
-        whole += float((np.square(rows) @ weighed).sum())
-    return lost / whole if whole > 0 else 0.0
+        lost = np.square(method(self.rows, scheme, self.importance).dequantize() - self.rows) @ self.importance
+        whole = float((np.square(self.rows) @ self.importance).sum())
+        return float(lost.sum()) / whole if whole > 0 else 0.0

@@ -112,9 +112,7 @@ def prepare(
     mixed = choices.wants_mixed and all(map(_has_few_bits, chosen.values())) and not any(map(_imports, chosen.values()))
     if transform is not None or mixed:
         windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
-        known = _calibrated(
-            spec, tensors, windows, limits, lambda layer: on_phase("looking for what counts", layer / len(spec.layers))
-        )
+        known = _calibrated(spec, tensors, windows, limits, lambda layer: on_phase("looking", layer / len(spec.layers)))
         if transform is not None:
             tensors = transform(spec, tensors, known.importance, next(iter(chosen.values())))
         if mixed:
