@@ -1,7 +1,7 @@
 """What onnxruntime does to activations, and the same graph as it would be without that.
 
-With accuracy_level 4 a MatMulNBits rounds its inputs to int8, symmetric, with a scale for as many channels as its weights have a
-block of. With 0 it computes in float32, on the very same codes, scales and zero points.
+With accuracy_level 4 a MatMulNBits rounds its inputs to int8, symmetric, with a scale for as many channels as a block of
+its weights has. With 0 it computes in float32, on the very same codes, scales and zero points.
 """
 
 from __future__ import annotations
@@ -61,5 +61,7 @@ def as_written(folder: Path, graph: Graph, tensors: Tensors) -> AsWritten:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     (folder / FLOAT_FILE).write_bytes(model.SerializeToString())
     layouts = tuple(replace(kv, dtype="float32") for kv in graph.kv)
-    made = replace(graph, file=FLOAT_FILE, kv=layouts, files=(FLOAT_FILE, *(name for name in graph.files if name != graph.file)))
+    made = replace(
+        graph, file=FLOAT_FILE, kv=layouts, files=(FLOAT_FILE, *(name for name in graph.files if name != graph.file))
+    )
     return AsWritten("the graph with accuracy_level 0", graph=made)

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgellm.cli._fidelity import said
 from edgellm.cli._options import Size, readable
 
 
@@ -65,6 +66,15 @@ class Target(click.ParamType[str]):
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
 @click.option("--max-context", type=click.IntRange(min=1), metavar="N", help="Longest context that the bundle serves.")
 @click.option("--revision", metavar="R", help="Branch, tag or commit of a hub model.")
+@click.option(
+    "--preset",
+    type=click.Choice(["best", "fast"]),
+    default="best",
+    show_default=True,
+    help="fast: rtn unless a method is named, and a short look at how close the bundle is to its source.",
+)
+@click.option("--no-eval", is_flag=True, help="Do not measure how close the bundle is to its source.")
+@click.option("--allow-degraded", is_flag=True, help="Keep a bundle that lost more than it should; it is marked.")
 def command(
     source: str,
     output: Path,
@@ -78,6 +88,9 @@ def command(
     max_ram: int | None,
     max_context: int | None,
     revision: str | None,
+    preset: str,
+    no_eval: bool,
+    allow_degraded: bool,
 ) -> None:
     """Convert SOURCE (a .gguf file, a Hugging Face folder or a hub id) into a bundle."""
     from rich.console import Console
@@ -108,7 +121,12 @@ def command(
             max_ram=max_ram,
             max_context=max_context,
             revision=revision,
+            preset=preset,
+            evaluate=not no_eval,
+            allow_degraded=allow_degraded,
             progress=show,
         )
     elapsed = time.perf_counter() - started
     click.echo(f"{output}: {bundle.spec.architecture}, {quant}, {readable(bundle.size())}, made in {elapsed:.1f} s")
+    for line in said(bundle):
+        click.echo(line)

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli._fidelity import verdicts
 from edgellm.cli._options import readable, to_json
 from edgellm.errors import plain
 
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
+    from edgellm.card import Card
     from edgellm.scheme import Recipe, Scheme
     from edgellm.spec import ModelSpec
 
@@ -36,6 +38,7 @@ class Facts:
     Attributes:
         needs: what each graph of a bundle takes, by runtime; of a source, what each `--quant` would.
         files: name to bytes, for a bundle.
+        fidelity: a bundle's card, if it has one.
     """
 
     kind: str
@@ -45,6 +48,7 @@ class Facts:
     needs: Mapping[str, Need]
     files: Mapping[str, int]
     details: Mapping[str, str]
+    fidelity: Card | None = None
 
     def fits(self, available: int | None) -> list[dict[str, Any]]:
         """RAM by context length: KV bytes, total bytes, and whether that is available here (None: unknown), all by need."""
@@ -83,6 +87,7 @@ def _of_bundle(bundle: Bundle) -> Facts:
     details = {"recipe": bundle.recipe.name, "method": bundle.recipe.method, "made by": bundle.producer}
     details |= {name: _grids(bundle.recipe_of(graph)) for name, graph in bundle.graphs.items()}
     details["default"] = f"{choice.name}; {choice.reason}"
+    details |= {f"fidelity of {name}": line for name, line in verdicts(bundle).items()}
     if bundle.provenance.revision:
         details["revision"] = bundle.provenance.revision
     if bundle.provenance.adapter:
@@ -95,6 +100,7 @@ def _of_bundle(bundle: Bundle) -> Facts:
         needs={name: Need(weight_bytes(bundle, graph), kv_bytes_per_token(graph)) for name, graph in bundle.graphs.items()},
         files={name: entry.size for name, entry in bundle.files.items()},
         details=details,
+        fidelity=bundle.fidelity,
     )
 
 
@@ -143,6 +149,7 @@ def _as_json(facts: Facts, available: int | None) -> dict[str, Any]:
         "details": facts.details,
         "weights": {name: need.weights for name, need in facts.needs.items()},
         "files": facts.files,
+        "fidelity": None if facts.fidelity is None else dataclasses.asdict(facts.fidelity),
         "available": available,
         "memory": facts.fits(available),
     }
