@@ -331,10 +331,10 @@ def _gated(bundle: Bundle, name: str, card: GraphCard, made: Made, wanted: Wante
         raise FidelityError(
             f"not kept: {outcome.broken}", where=where, fix="this is a fault of edgellm or of the runtime: report it"
         )
-    if outcome.past and not (wanted.allow_degraded or wanted.chosen):
+    if outcome.refused and not (wanted.allow_degraded or wanted.chosen):
         fix = "choose a finer --quant, --method or --block-size, or keep it with --allow-degraded"
         raise FidelityError(f"not kept, it lost too much: {', '.join(outcome.past)}", where=where, fix=fix)
-    reason = f"past its gate: {', '.join(outcome.past)}" if outcome.past else _figures(card)
+    reason = "; ".join([_figures(card), *(f"past {each}" for each in outcome.past)])
     measured = card.run is not None or card.quantization is not None
     return replace(card, verdict=outcome.verdict(chosen=wanted.chosen) if measured else "not measured", reason=reason)
 
