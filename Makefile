@@ -16,7 +16,7 @@ QUESTION = What is the capital of France, and what is it known for?
 demo: $(VENV)/.installed
 	rm -rf $(BUNDLE)
 	source=$$($(BIN)/python -m edgellm.benchmarks.models --source smollm2 --hub $(HUB_ID)) && \
-	$(BIN)/edgellm convert "$$source" -o $(BUNDLE) --target both --quant int4
+	$(BIN)/edgellm convert "$$source" -o $(BUNDLE) --target both --preset fast
 	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --runtime onnx --max-tokens 128 --temperature 0
 	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --runtime tflite --max-tokens 128 --temperature 0
 	$(BIN)/edgellm bench $(BUNDLE) --json $(BUNDLE).json

@@ -57,7 +57,7 @@ def child(step: str, source: str, output: str) -> None:
 def _convert(target: str, method: str | None, quant: str, source: Path, output: Path) -> None:
     from edgellm.conversion import convert
 
-    convert(source, output, target=target, method=method, quant=quant)
+    convert(source, output, target=target, method=method, quant=quant, evaluate=False)
 
 
 def _open(source: Path, output: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Literal
 
 from edgellm.card import Gap, GraphCard, Verdict
 
-EXPORT_KL = 1e-3  # more than float32's rounding ever makes: packing or the graph is wrong
-NOISE = 1.5  # times what numpy expects of rounded activations, whose effect is chaotic: no run repeats another's
+EXPORT_KL = 1e-4  # float32 makes 1e-10 of it: packing or the graph is wrong, if only in one scale
+NOISE, SLACK_KL = 1.5, 1e-3  # of what numpy expects of rounded activations: their effect is chaotic, no run repeats another
 INT8_KL, INT8_TOP1, INT8_PERPLEXITY = 0.02, 0.92, 1.02
 INT4_KL, INT4_PERPLEXITY = 0.2, 1.2
 ROUNDING_KL, ROUNDING_SHARE = 0.02, 0.7
@@ -22,17 +22,22 @@ class Outcome:
 
     Attributes:
         broken: why the export is wrong, or None; never to be kept.
-        past: the figures that are past the gate; none where it is passed.
-        gated: whether there is a gate for it at all, and figures to go by.
+        past: the figures that are past the limits; none where all are kept.
+        gated: whether the limits are a gate for it, and there are figures to go by: int4 that was only rounded is marked.
     """
 
     broken: str | None
     past: tuple[str, ...]
     gated: bool
 
+    @property
+    def refused(self) -> bool:
+        """Whether it is to be kept only if somebody wants it so."""
+        return self.gated and bool(self.past)
+
     def verdict(self, *, chosen: bool) -> Verdict:
         """The card's word, for a graph that is kept."""
-        if self.past:
+        if self.refused:
             return "chosen" if chosen else "degraded"
         return "passed" if self.gated else "ungated"
 
@@ -42,16 +47,16 @@ def look(card: GraphCard, kind: Kind, *, calibrated: bool) -> Outcome:
 
     Args:
         kind: what the linear weights are in.
-        calibrated: whether a text had a say in their rounding: int4 that was only rounded has no gate.
+        calibrated: whether a text had a say in their rounding.
     """
-    return Outcome(_broken(card), tuple(_past(card, kind, calibrated)), _gated(card, kind, calibrated))
+    return Outcome(_broken(card), tuple(_past(card, kind)), _gated(card, kind, calibrated))
 
 
 def _broken(card: GraphCard) -> str | None:
     if card.export is not None and card.export.kl > EXPORT_KL:
         return f"what was written is not what was quantized: KL {card.export.kl:.2g} where {EXPORT_KL} is allowed"
     seen, expected = card.activations, card.activations_expected
-    if seen is not None and expected is not None and seen.kl > NOISE * expected.kl + EXPORT_KL:
+    if seen is not None and expected is not None and seen.kl > NOISE * expected.kl + SLACK_KL:
         return (
             f"{card.runtime} computes something else than what was quantized: KL {seen.kl:.2g} "
             f"where rounded activations make {expected.kl:.2g}"
@@ -70,7 +75,7 @@ def _figures(card: GraphCard) -> Gap | None:
     return card.run or card.quantization
 
 
-def _past(card: GraphCard, kind: Kind, calibrated: bool) -> Iterator[str]:
+def _past(card: GraphCard, kind: Kind) -> Iterator[str]:
     gap = _figures(card)
     if gap is None or kind == "fp32":
         return

@@ -6,16 +6,16 @@ The files in `evaluation/` were written for this and have nothing in common with
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from edgellm import card
 from edgellm.errors import UsageError
+from edgellm.spec import ModelSpec
 
 FOLDER = Path(__file__).with_name("evaluation")
 KINDS = ("prose", "code", "dialogue", "facts")
@@ -59,35 +59,38 @@ def own() -> list[str]:
     return [(FOLDER / f"{kind}.txt").read_text(encoding="utf-8") for kind in KINDS]
 
 
-def pieces(texts: Sequence[str], name: str, tokenizer: Tokenizer, *, vocab: int, context: int, positions: int) -> Pieces:
+def pieces(
+    texts: Sequence[str],
+    name: str,
+    encode: Callable[[str], Sequence[int]],
+    *,
+    opening: Sequence[int],
+    spec: ModelSpec,
+    positions: int,
+) -> Pieces:
     """Cut texts into pieces that a model can read.
 
     Args:
         texts: each begins a piece; all are given the same room.
-        vocab: ids that the model knows.
-        context: the longest piece.
+        encode: a text's token ids, with nothing around them.
+        opening: token ids that the model wants before any text.
+        spec: the model.
         positions: tokens that are wanted at most.
 
     Raises:
         UsageError: nothing to read in them, or a token that the model does not know.
     """
-    length, room = min(LONGEST, context), max(2, positions // max(1, len(texts)))
-    found = []
+    length, room = min(LONGEST, spec.max_context), max(2, positions // max(1, len(texts)))
+    first = list(opening) if len(opening) < length else []
+    step, found = length - len(first), []
     for text in texts:
-        ids = tokenizer.encode(text).ids
-        plain = tokenizer.encode(text, add_special_tokens=False).ids
-        first = ids[: len(ids) - len(plain)] if ids[len(ids) - len(plain) :] == plain else []  # what begins every text
-        if len(first) >= length:
-            first = []
-        step = length - len(first)
-        kept = plain[: max(room - len(first), 1)]
-        found += [[*first, *kept[at : at + step]] for at in range(0, len(kept), step)]
+        ids = list(encode(text))[: max(room - len(first), 1)]
+        found += [[*first, *ids[at : at + step]] for at in range(0, len(ids), step)]
     found = [piece for piece in found if len(piece) > 1]  # one token says nothing of a next one
     if not found:
         raise UsageError("the tokenizer makes no two tokens of it", where=name, fix="give a longer text")
-    largest = max(max(piece) for piece in found)
-    if largest >= vocab:
-        raise UsageError(
-            f"the tokenizer makes a token {largest}, and the model has {vocab}", where=name, fix="get the model again"
-        )
+    largest = max(map(max, found))
+    if largest >= spec.vocab_size:
+        what = f"the tokenizer makes a token {largest}, and the model has {spec.vocab_size}"
+        raise UsageError(what, where=name, fix="get the model again")
     return Pieces(name, tuple(np.array(piece, np.int64) for piece in found))

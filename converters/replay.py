@@ -181,7 +181,7 @@ class ReplayOps:
 
     def attention(self, q: Lanes, k: Lanes, v: Lanes, spec: AttentionSpec, layer: int, positions: object) -> Lanes:
         self._on_layer(layer)
-        return [ops.attend(*qkv, spec, layer) for ops, *qkv in zip(self._ops, q, k, v, strict=True)]
+        return [ops.attend(a, b, c, spec, layer) for ops, a, b, c in zip(self._ops, q, k, v, strict=True)]
 
     def gated(self, gate: Lanes, up: Lanes, activation: Activation) -> Lanes:
         return [ops.gated(a, b, activation) for ops, a, b in zip(self._ops, gate, up, strict=True)]
@@ -217,7 +217,7 @@ class ReplayOps:
                 if before is not None:
                     lost[index] += np.square(samples[index] @ (used_rows - before).T).sum(dtype=np.float64)
                     whole[index] += np.square(samples[index] @ before.T).sum(dtype=np.float64)
-        for index in np.flatnonzero(whole):
+        for index in np.flatnonzero(whole).tolist():
             self.errors[index][name] = float(lost[index] / whole[index])
         y = [np.concatenate(each, axis=-1) for each in parts]
         if linear.bias is not None:

@@ -18,6 +18,7 @@ from edgellm._version import __version__
 from edgellm.errors import (
     BundleError,
     EdgeError,
+    FidelityError,
     InferenceError,
     ResourceError,
     RuntimeUnavailable,
@@ -36,6 +37,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "EdgeError",
+    "FidelityError",
     "InferenceError",
     "Output",
     "ResourceError",

@@ -5,9 +5,9 @@
          │                            └── activations as the runtime rounds them: expected ── seen: the runtime
          └── numpy, activations rounded too ── quantization error ── source ── run ── the runtime
 
-Rounded activations make a chaotic difference: a value that falls to the other side of one rounding moves every later one, so two
-exact implementations of the same rules are as far apart as each is from float32. That is why export is compared without them,
-and the runtime itself by how much they cost, not value by value.
+Rounded activations make a chaotic difference: a value that falls to the other side of one rounding moves every later one, so
+two exact implementations of the same rules are as far apart as each is from float32. That is why export is compared without
+them, and the runtime itself by how much they cost, not value by value.
 """
 
 from __future__ import annotations
@@ -16,19 +16,17 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from tokenizers import Tokenizer
-
+from edgellm import evaluation
 from edgellm.bundle import Bundle, FileEntry, Graph, add_card
 from edgellm.card import Card, GraphCard, LinearError, Rounding
 from edgellm.card_page import page
-from edgellm.errors import FidelityError, ResourceError, RuntimeUnavailable, UsageError
+from edgellm.errors import EdgeError, FidelityError, ResourceError, RuntimeUnavailable, UsageError
 from edgellm.scheme import Recipe
 
 if TYPE_CHECKING:
     from edgellm.benchmarks.texts import Pieces
-    from edgellm.converters import decoder
     from edgellm.converters.calibration import Calibration
     from edgellm.converters.quantizers import Quantize
     from edgellm.converters.replay import Lane, Replayed, Tensors
@@ -71,10 +69,10 @@ class Made:
     quantize: Quantize
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["fp32", "int8", "int4"]:
         """What the linear weights are in: "fp32", "int8", or "int4", which has a few in 8 bits."""
         bits = [rule.scheme.bits for rule in self.recipe.rules if rule.scheme is not None]
-        return "fp32" if not bits else f"int{min(bits)}"
+        return "fp32" if not bits else "int8" if min(bits) == 8 else "int4"
 
     def plainly_rounded(self) -> Recipe:
         """The recipe of plain rounding, in blocks of 32 where the target has blocks, and otherwise as here."""
@@ -149,8 +147,8 @@ def _card(
     if not wanted.evaluate:
         return _unmeasured(bundle, wanted, "not asked for")
     pieces = _fitting(bundle, len(made), wanted)
-    if pieces is None:
-        return _unmeasured(bundle, wanted, "the memory that was allowed is too little for it")
+    if isinstance(pieces, str):
+        return _unmeasured(bundle, wanted, pieces)
     graphs = _Lab(bundle, origin, made, calibration, wanted, pieces, on_step).measure()
     here = machine()
     return Card(
@@ -188,7 +186,7 @@ class _Lab:
         from edgellm.converters.replay import Lane
         from edgellm.converters.weights import on_grids
 
-        plain = {SOURCE: Lane(_plain(self._origin.tensors), self._pieces.ids)}
+        plain = {SOURCE: Lane(evaluation.plain(self._origin.tensors), self._pieces.ids)}
         lanes = {}
         for name, made in self._made.items():
             if made.kind != "fp32":
@@ -207,7 +205,7 @@ class _Lab:
         from edgellm.benchmarks.judge import RUN, judge
 
         self._on_step(name, 0)
-        made, vocab = self._made[name], self._bundle.spec.vocab_size
+        vocab = self._bundle.spec.vocab_size
         quantized, plain = found.get(f"{name} {QUANTIZED}"), found.get(f"{name} {FLOAT}")
         models = {SOURCE: found[SOURCE]} | ({} if quantized is None else {QUANTIZED: quantized})
         notes: list[str] = []
@@ -236,7 +234,7 @@ class _Lab:
             run=gaps.get(RUN),
             perplexity=judged.perplexity.get(RUN, judged.perplexity.get(QUANTIZED)),
             source_perplexity=judged.perplexity[SOURCE],
-            runtime=None if RUN not in judged.perplexity else _version(name),
+            runtime=None if RUN not in judged.perplexity else evaluation.version(name),
             worst=() if quantized is None else _worst(quantized.errors),
             notes=tuple(notes),
         )
@@ -256,7 +254,7 @@ class _Lab:
         written = targets.fidelity(name).as_written(folder, self._bundle.graphs[name], self._quantized[name])
         pair, notes = (FLOAT, WRITTEN), list(card.notes)
         if written.tensors is not None:
-            lane = Lane(_plain(written.tensors), self._starts)
+            lane = Lane(evaluation.plain(written.tensors), self._starts)
             models = {FLOAT: plain, **self._replay({}, {WRITTEN: lane}, f"what was written for {name}")}
             return replace(
                 card, export=judge(models, None, self._starts, [pair], vocab).apart[pair].gap(), export_by=written.by
@@ -306,13 +304,6 @@ class _Lab:
             runtime.close()
 
 
-def _plain(tensors: Tensors) -> decoder.Weights:
-    """Weights in float32."""
-    from edgellm.converters.weights import Weight
-
-    return lambda name: Weight(name, tensors(name))
-
-
 @contextlib.contextmanager
 def _beside(bundle: Bundle, name: str, graph: Graph) -> Iterator[Bundle]:
     """The bundle with another graph, whose file goes when it was used."""
@@ -324,21 +315,22 @@ def _beside(bundle: Bundle, name: str, graph: Graph) -> Iterator[Bundle]:
         path.unlink(missing_ok=True)
 
 
-def _fitting(bundle: Bundle, graphs: int, wanted: Wanted) -> Pieces | None:
-    """The text, as much of it as there is memory for; None where that is next to nothing."""
+def _fitting(bundle: Bundle, graphs: int, wanted: Wanted) -> Pieces | str:
+    """The text, as much of it as there is memory for; or why there is none."""
     from edgellm.benchmarks import texts
 
-    spec = bundle.spec
-    tokenizer = Tokenizer.from_file(str(bundle.file(bundle.text.tokenizer)))
-    positions, lanes = texts.POSITIONS[wanted.preset], 1 + 1.25 * graphs
-    # of a position: float32 residual, norm and products of each lane, gates and what they make of one
-    each = 4 * (lanes * (3 * spec.hidden_size + 2 * spec.intermediate_size) + 3 * spec.intermediate_size)
+    spec, positions = bundle.spec, texts.POSITIONS[wanted.preset]
     if wanted.max_ram is not None:
-        room = wanted.max_ram - FIXED_BYTES
-        positions = min(positions, int(room / each))
+        # of a position, float32: in every lane a residual, its norm and products of it; in one what the gate makes
+        lanes = 1 + 1.25 * graphs
+        each = 4 * (lanes * (3 * spec.hidden_size + 2 * spec.intermediate_size) + 3 * spec.intermediate_size)
+        positions = min(positions, int((wanted.max_ram - FIXED_BYTES) / each))
         if positions < LEAST:
-            return None
-    return texts.pieces(texts.own(), texts.OWN, tokenizer, vocab=spec.vocab_size, context=spec.max_context, positions=positions)
+            return "the memory that was allowed is too little for it"
+    try:
+        return evaluation.pieces(bundle, texts.own(), texts.OWN, positions)
+    except EdgeError as error:  # a tokenizer that nothing can be read with: it is the model's, and no reason to refuse it
+        return error.what
 
 
 def _runtime_bytes(bundle: Bundle, graph: Graph) -> int:
@@ -356,10 +348,10 @@ def _gated(bundle: Bundle, name: str, card: GraphCard, made: Made, wanted: Wante
         raise FidelityError(
             f"not kept: {outcome.broken}", where=where, fix="this is a fault of edgellm or of the runtime: report it"
         )
-    if outcome.past and not (wanted.allow_degraded or wanted.chosen):
+    if outcome.refused and not (wanted.allow_degraded or wanted.chosen):
         fix = "choose a finer --quant, --method or --block-size, or keep it with --allow-degraded"
         raise FidelityError(f"not kept, it lost too much: {', '.join(outcome.past)}", where=where, fix=fix)
-    reason = f"past its gate: {', '.join(outcome.past)}" if outcome.past else _figures(card)
+    reason = "; ".join([_figures(card), *(f"past {each}" for each in outcome.past)])
     measured = card.run is not None or card.quantization is not None
     return replace(card, verdict=outcome.verdict(chosen=wanted.chosen) if measured else "not measured", reason=reason)
 
@@ -379,11 +371,3 @@ def _unmeasured(bundle: Bundle, wanted: Wanted, reason: str) -> Card:
 def _worst(errors: Mapping[str, float]) -> tuple[LinearError, ...]:
     order = sorted(errors, key=lambda name: -errors[name])[:WORST]
     return tuple(LinearError(name, errors[name]) for name in order)
-
-
-def _version(graph: str) -> str | None:
-    """Package and version of a runtime."""
-    from edgellm.runtimes import adapters
-
-    adapter = adapters.find(graph)
-    return None if adapter is None else f"{adapter.PACKAGE} {adapters.version(adapter) or ''}".strip()

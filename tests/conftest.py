@@ -32,6 +32,19 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def unmeasured() -> Iterator[None]:
+    """Conversions are not measured unless a test asks: it takes longer than they do, and random weights pass no gate.
+
+    Tests of the command line do the same by `default_map`; see tests/cli/conftest.py.
+    """
+    from edgellm.conversion import convert
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(convert.__kwdefaults__, "evaluate", False)
+        yield
+
+
 REAL_MODELS = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "qwen2.5": "qwen2.5-0.5b.gguf",

@@ -23,7 +23,15 @@ FOLDERS = {
     "runtimes": "edgellm.runtimes",
 }
 LINKS = ("benchmarks", "converters", "runtimes")
-CORE = ("edgellm.errors", "edgellm.spec", "edgellm.scheme", "edgellm.bundle", "edgellm._version", "edgellm._typed")
+CORE = (
+    "edgellm.errors",
+    "edgellm.spec",
+    "edgellm.scheme",
+    "edgellm.card",
+    "edgellm.bundle",
+    "edgellm._version",
+    "edgellm._typed",
+)
 MAX_LINES = 420
 
 # The device side may import these, the standard library and ONE runtime, inside the runtime's own adapter.
@@ -95,7 +103,11 @@ def test_imports_run_one_way(module: str) -> None:
     assert {name for name in ours if layer(name) not in ALLOWED[layer(module)]} == set()
 
 
-STANDS_ABOVE = {name for name in MODULES if name.startswith(("edgellm.conversion", "edgellm.litertlm", "edgellm.cli"))}
+STANDS_ABOVE = {
+    name
+    for name in MODULES
+    if name.startswith(("edgellm.conversion", "edgellm.fidelity", "edgellm.evaluation", "edgellm.litertlm", "edgellm.cli"))
+}
 
 
 @pytest.mark.parametrize("module", sorted(name for name in MODULES.keys() - STANDS_ABOVE if layer(name) == "face"))
@@ -250,6 +262,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     assert {name for name in names if ".dist-info/" not in name} == wanted | {
         "edgellm/py.typed",
         "edgellm/benchmarks/peers/text.txt",
+        *(f"edgellm/benchmarks/evaluation/{kind}.txt" for kind in ("prose", "code", "dialogue", "facts")),
         "edgellm/converters/calibration.txt",
     }
     assert any(name.endswith("licenses/LICENSE") for name in names)
@@ -263,6 +276,7 @@ PUBLIC = (
     "Bundle",
     "BundleError",
     "EdgeError",
+    "FidelityError",
     "InferenceError",
     "LLM",
     "Output",

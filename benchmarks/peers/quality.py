@@ -7,16 +7,14 @@ peers' files. KL(source || engine) is a mean over positions, in nats.
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgellm.benchmarks import metrics
 from edgellm.benchmarks.peers.engine import Logits
 
 TEXT = Path(__file__).with_name("text.txt")
@@ -72,28 +70,7 @@ def reference(source: Path, ids: list[int], folder: Path) -> Path:
 
 def compare(source: Logits, engine: Logits) -> Quality:
     """Compare logits [positions, vocab]; a vocabulary that an engine pads is cut to the source's."""
-    divergences: list[float] = []
-    same = 0
-    for start in range(0, len(source), ROWS):
-        p = _log_softmax(source[start : start + ROWS])
-        q = _log_softmax(engine[start : start + ROWS, : source.shape[1]])
-        divergences += (np.exp(p) * (p - q)).sum(axis=-1).tolist()
-        same += int((p.argmax(axis=-1) == q.argmax(axis=-1)).sum())
-    return Quality(
-        kl=float(np.mean(divergences)),
-        kl_error=standard_error(divergences),
-        top1=same / len(divergences),
-        divergences=tuple(round(each, 7) for each in divergences),
-    )
-
-
-def standard_error(values: Sequence[float]) -> float:
-    """Of the values' mean."""
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-
-
-def _log_softmax(logits: Logits) -> NDArray[np.float64]:
-    wide = logits.astype(np.float64)
-    wide -= wide.max(axis=-1, keepdims=True)
-    wide -= np.log(np.exp(wide).sum(axis=-1, keepdims=True))
-    return wide
+    found = [metrics.compare(source[at : at + ROWS], engine[at : at + ROWS]) for at in range(0, len(source), ROWS)]
+    apart = metrics.Apart(np.concatenate([each.kl for each in found]), np.concatenate([each.same for each in found]))
+    gap = apart.gap()
+    return Quality(gap.kl, gap.kl_error, gap.top1, tuple(round(each, 7) for each in apart.kl.tolist()))

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from edgellm.benchmarks.metrics import standard_error
 from edgellm.benchmarks.peers.engine import OURS
-from edgellm.benchmarks.peers.quality import standard_error
 from edgellm.benchmarks.peers.quiet import BUSY_LIMIT
 
 MB = 1e6

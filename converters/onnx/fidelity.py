@@ -1,7 +1,7 @@
 """What onnxruntime does to activations, and the same graph as it would be without that.
 
-With accuracy_level 4 a MatMulNBits rounds its inputs to int8, symmetric, with a scale for as many channels as its weights have a
-block of. With 0 it computes in float32, on the very same codes, scales and zero points.
+With accuracy_level 4 a MatMulNBits rounds its inputs to int8, symmetric, with a scale for as many channels as a block of
+its weights has. With 0 it computes in float32, on the very same codes, scales and zero points.
 """
 
 from __future__ import annotations

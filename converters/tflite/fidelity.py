@@ -1,7 +1,7 @@
 """What XNNPACK does to activations, and the weights as they lie in the file.
 
-Where a weight has codes, each row of inputs is rounded to 8 bits, asymmetric, between the least and the largest value of the row
-and zero. There is no switch to turn that off, so what the file holds is read, and runs on the numpy back end.
+Where a weight has codes, each row of inputs is rounded to 8 bits, asymmetric, between the least and the largest value of the
+row and zero. There is no switch to turn that off, so what the file holds is read, and runs on the numpy back end.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from edgellm.converters.tflite.stored import StoredWeight, read_weights
 from edgellm.converters.weights import Array, LazyTensor
 from edgellm.scheme import Recipe, Scheme
 
+CODES, SCALES = ".codes", ".scales"  # what the names of such parts of a weight end in
 RUNS = False  # what was written is told by reading it
 
 
@@ -45,24 +46,27 @@ def as_written(folder: Path, graph: Graph, tensors: Tensors) -> AsWritten:
     """The weights in the file of a graph, by canonical name; `tensors` of the source have their shapes."""
     path = folder / graph.file
     weights = read_weights(path)
-    parts: dict[str, tuple[str, tuple[str, ...]]] = {}
-    for stored in weights:  # what one product serves is one weight of the file: "a.weight+b.weight", and its bias
-        names = tuple(stored.removesuffix(".bias").split("+")) if "+" in stored else (stored.removesuffix(".codes"),)
-        bias = "+" in stored and stored.endswith(".bias")
-        parts |= {_bias(name) if bias else name: (stored, names) for name in names if name not in weights or name == stored}
+    stored_in = {name: stored for stored in weights if not stored.endswith(SCALES) for name in _names(stored)}
 
     def tensor(name: str) -> LazyTensor:
-        stored, names = parts[name]
-        own = names.index(name if name in names else name.removesuffix("bias") + "weight")
-        first = sum(tensors(each).shape[0] for each in names[:own])
-        scales = weights.get(names[own] + ".scales")
-        return StoredTensor(path, tensors(name).shape, weights[stored], first, scales)
+        stored = stored_in[name]
+        first = 0
+        for each in _names(stored):
+            if each == name:
+                break
+            first += tensors(each.removesuffix("bias") + "weight" if each.endswith("bias") else each).shape[0]
+        row_scales = weights.get(stored.removesuffix(CODES) + SCALES)
+        return StoredTensor(path, tensors(name).shape, weights[stored], first, row_scales)
 
     return AsWritten("the weights that lie in the file, by numpy", tensors=tensor)
 
 
-def _bias(weight: str) -> str:
-    return weight.removesuffix("weight") + "bias"
+def _names(stored: str) -> list[str]:
+    """The tensors that lie in a weight of the file: what one product serves is one, "a.weight+b.weight", and so is its bias."""
+    names = stored.removesuffix(CODES).split("+")
+    if len(names) > 1 and stored.endswith(".weight.bias"):
+        return [name.removesuffix(".bias").removesuffix("weight") + "bias" for name in names]
+    return names
 
 
 class StoredTensor(LazyTensor):

@@ -1,4 +1,4 @@
-"""What tflite-runtime 2.14 does to activations: rows in 8 bits, as LiteRT. How weights lie in the file is told by their names."""
+"""What tflite-runtime 2.14 does to activations: rows in 8 bits, as LiteRT; weights in the file are told by their names."""
 
 from __future__ import annotations
 

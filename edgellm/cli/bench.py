@@ -40,7 +40,7 @@ def command(bundle: Path, runtime: str | None, trials: int, threads: int | None,
     if json_file is not None and json_file != Path("-"):
         check_target(json_file)
     opened = Bundle.open(bundle)
-    reports = _measure(opened, runtime, trials, threads)
+    reports = reports_of(opened, runtime, trials, threads)
     choice = choose(opened)
     value = {
         "reports": [report.to_json() for report in reports],
@@ -61,7 +61,7 @@ def command(bundle: Path, runtime: str | None, trials: int, threads: int | None,
     click.echo(", ".join([first.machine.cpu, f"{first.threads} threads", *map(_package, reports)]))
 
 
-def _measure(bundle: Bundle, runtime: str | None, trials: int, threads: int | None) -> list[Report]:
+def reports_of(bundle: Bundle, runtime: str | None, trials: int, threads: int | None) -> list[Report]:
     """A report for each runtime; what they say of each other is remembered."""
     from rich.console import Console
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from edgellm.cli._fidelity import said
 from edgellm.cli._options import Size, readable
 
 
@@ -78,10 +79,10 @@ class Target(click.ParamType[str]):
     type=click.Choice(["best", "fast"]),
     default="best",
     show_default=True,
-    help="fast: rtn where no method is named, and a short look at what it cost.",
+    help="fast: rtn unless a method is named, and a short look at how close the bundle is to its source.",
 )
-@click.option("--no-eval", is_flag=True, help="Do not measure how far the bundle is from its source.")
-@click.option("--allow-degraded", is_flag=True, help="Keep a bundle that lost too much; its card says so.")
+@click.option("--no-eval", is_flag=True, help="Do not measure how close the bundle is to its source.")
+@click.option("--allow-degraded", is_flag=True, help="Keep a bundle that lost more than it should; it is marked.")
 def command(
     source: str,
     output: Path,
@@ -141,3 +142,5 @@ def command(
     click.echo(
         f"{output}: {bundle.spec.architecture}, {bundle.recipe.name}, {readable(bundle.size())}, made in {elapsed:.1f} s"
     )
+    for line in said(bundle):
+        click.echo(line)

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.cli._fidelity import verdicts
 from edgellm.cli._options import readable, to_json
 from edgellm.errors import plain
 
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
+    from edgellm.card import Card
     from edgellm.scheme import Recipe, Rule, Scheme
     from edgellm.spec import ModelSpec
 
@@ -38,6 +40,7 @@ class Facts:
         needs: what each graph of a bundle takes, by runtime; of a source, what each `--quant` would.
         files: name to bytes, for a bundle.
         tensors: bits, block and method of every matrix, by what `needs` is by.
+        fidelity: a bundle's card, if it has one.
     """
 
     kind: str
@@ -48,6 +51,7 @@ class Facts:
     files: Mapping[str, int]
     details: Mapping[str, str]
     tensors: Mapping[str, Mapping[str, Mapping[str, Any]]]
+    fidelity: Card | None = None
 
     def fits(self, available: int | None) -> list[dict[str, Any]]:
         """RAM by context length: KV bytes, total bytes, and whether that is available here (None: unknown), all by need."""
@@ -86,6 +90,7 @@ def _of_bundle(bundle: Bundle) -> Facts:
     details = {"recipe": bundle.recipe.name, "method": bundle.recipe.method, "made by": bundle.producer}
     details |= {name: _grids(bundle.recipe_of(graph), bundle.spec) for name, graph in bundle.graphs.items()}
     details["default"] = f"{choice.name}; {choice.reason}"
+    details |= {f"fidelity of {name}": line for name, line in verdicts(bundle).items()}
     if bundle.provenance.revision:
         details["revision"] = bundle.provenance.revision
     if bundle.provenance.adapter:
@@ -99,6 +104,7 @@ def _of_bundle(bundle: Bundle) -> Facts:
         files={name: entry.size for name, entry in bundle.files.items()},
         details=details,
         tensors={name: _tensors(bundle.recipe_of(graph), bundle.spec) for name, graph in bundle.graphs.items()},
+        fidelity=bundle.fidelity,
     )
 
 
@@ -176,6 +182,7 @@ def _as_json(facts: Facts, available: int | None) -> dict[str, Any]:
         "tensors": facts.tensors,
         "weights": {name: need.weights for name, need in facts.needs.items()},
         "files": facts.files,
+        "fidelity": None if facts.fidelity is None else dataclasses.asdict(facts.fidelity),
         "available": available,
         "memory": facts.fits(available),
     }

@@ -118,7 +118,7 @@ def test_a_terminal_sees_progress(source: Path, tmp_path: Path) -> None:
     import subprocess
 
     terminal, end = pty.openpty()
-    command = [sys.executable, "-m", "edgellm", "convert", str(source), "-o", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "edgellm", "convert", str(source), "-o", str(tmp_path / "out"), "--no-eval"]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=end, env=environment) as process:
         os.close(end)
@@ -140,7 +140,7 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, tmp_path_factory: pytest.T
     folder = tmp_path_factory.mktemp("large") / "zeros"
     source = synthetic.write(folder, hidden=2048, intermediate=8192, layers=22, vocab=180_000)
     out = tmp_path / "out"
-    with start("convert", source, "-o", out) as process:
+    with start("convert", source, "-o", out, "--no-eval") as process:
         deadline = time.monotonic() + 60
         while not list(tmp_path.glob(".out.partial-*/model.onnx.data")) and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -76,6 +76,7 @@ def test_a_terminated_conversion_leaves_nothing(name: str, tmp_path: Path) -> No
         folder / "new" / "bundle",
         "--method",
         "rtn",
+        "--no-eval",
         environment={"EDGELLM_CACHE": str(tmp_path / "cache")},
     )
     try:

@@ -22,7 +22,7 @@ import sys
 from edgellm.conversion import convert
 def show(progress):
     print(progress.done, flush=True)
-convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]) or None, target=sys.argv[4], progress=show)
+convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]) or None, target=sys.argv[4], evaluate=False, progress=show)
 """
 CONVERT_AND_WATCH = """
 import re, sys, threading, time
@@ -36,7 +36,7 @@ def watch():
 watcher = threading.Thread(target=watch)
 watcher.start()
 try:
-    convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), target=sys.argv[4])
+    convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]), target=sys.argv[4], evaluate=False)
 finally:
     over.set()
     watcher.join()

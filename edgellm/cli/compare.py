@@ -1,0 +1,137 @@
+"""`edgellm compare`: bundles side by side."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from edgellm.cli._options import check_target, readable, to_json, write_json
+from edgellm.cli.bench import reports_of
+from edgellm.cli.eval import runtimes_of
+from edgellm.errors import plain
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from edgellm.benchmarks.harness import Report
+    from edgellm.bundle import Bundle
+    from edgellm.card import Gap
+
+
+@dataclass(frozen=True)
+class Column:
+    """One graph of one bundle.
+
+    Attributes:
+        size: bytes of the graph's files.
+        bits: of a linear weight, its share of scales and zero points included.
+        gap: from the source: as measured now, or as the card has it.
+        text: sha256 of what `gap` was measured on.
+        speed: as `edgellm bench` measures it; None where the runtime is not installed.
+    """
+
+    bundle: str
+    runtime: str
+    size: int
+    bits: float
+    gap: Gap | None
+    text: str | None
+    speed: Report | None
+
+
+@click.command(short_help="Put bundles side by side.")
+@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--against", metavar="SOURCE", help="Measure KL against this source now, instead of taking it from the cards.")
+@click.option("--trials", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs of each case.")
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; the default suits the machine.")
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write every figure to F, '-' for stdout."
+)
+def command(bundles: tuple[Path, ...], against: str | None, trials: int, threads: int | None, json_file: Path | None) -> None:
+    """Put BUNDLES side by side: size, bits per linear weight, KL, speed. One column a runtime that is installed."""
+    from rich.console import Console
+
+    from edgellm.bundle import Bundle
+
+    if json_file is not None and json_file != Path("-"):
+        check_target(json_file)
+    columns: list[Column] = []
+    for opened in [Bundle.open(path) for path in bundles]:
+        columns += _columns(opened, against, trials, threads)
+    value = {"columns": [_as_json(column) for column in columns]}
+    if json_file == Path("-"):
+        click.echo(to_json(value))
+        return
+    if json_file is not None:
+        write_json(json_file, value)
+    Console().print(_table(columns))
+    if len({column.text for column in columns if column.text is not None}) > 1:
+        click.echo("KL was measured on different texts and does not compare: give --against")
+    speeds = [column.speed for column in columns if column.speed is not None]
+    if speeds:
+        click.echo(f"{speeds[0].machine.cpu}, {speeds[0].threads} threads; speeds are medians, in tokens per second")
+
+
+def _columns(bundle: Bundle, against: str | None, trials: int, threads: int | None) -> list[Column]:
+    from rich.console import Console
+
+    from edgellm.evaluation import evaluate
+    from edgellm.linears import bits_per_weight
+
+    bundle.ensure_verified()
+    there = runtimes_of(bundle, None)
+    gaps: dict[str, tuple[Gap | None, str | None]] = {}
+    if against is None:
+        card = bundle.fidelity
+        if card is not None and card.text is not None:
+            gaps = {name: (graph.run or graph.quantization, card.text.sha256) for name, graph in card.graphs.items()}
+    else:
+        with Console(stderr=True).status("reading") as status:
+            found = evaluate(bundle, runtimes=there, against=against, on_step=lambda step: status.update(step))
+        gaps = {each.runtime: (each.gap, each.text.sha256) for each in found}
+    speeds = {report.runtime: report for report in reports_of(bundle, None, trials, threads)}
+    return [
+        Column(
+            bundle=bundle.path.resolve().name,
+            runtime=name,
+            size=sum(bundle.files[file].size for file in bundle.files_of(graph)),
+            bits=bits_per_weight(bundle.spec, bundle.recipe_of(graph)),
+            gap=gaps.get(name, (None, None))[0],
+            text=gaps.get(name, (None, None))[1],
+            speed=speeds.get(name),
+        )
+        for name, graph in bundle.graphs.items()
+        if name in there
+    ]
+
+
+def _as_json(column: Column) -> dict[str, Any]:
+    return {**dataclasses.asdict(column), "speed": None if column.speed is None else column.speed.to_json()}
+
+
+def _table(columns: list[Column]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("measure")
+    for column in columns:
+        table.add_column(f"{plain(column.bundle)}\n{column.runtime}", justify="right")
+    table.add_row("size", *(readable(column.size) for column in columns))
+    table.add_row("bits per linear weight", *(f"{column.bits:.2f}" for column in columns))
+    table.add_row(
+        "KL, nats", *("-" if each.gap is None else f"{each.gap.kl:.4g} ± {each.gap.kl_error:.1g}" for each in columns)
+    )
+    table.add_row("top-1 agreement", *("-" if each.gap is None else f"{each.gap.top1:.3f}" for each in columns))
+    names = dict.fromkeys(series.name for each in columns if each.speed for series in each.speed.series)
+    for name in (name for name in names if name.startswith(("prefill", "decode"))):
+        table.add_row(name, *(_speed(column.speed, name) for column in columns))
+    return table
+
+
+def _speed(report: Report | None, name: str) -> str:
+    found = [] if report is None else [series.median for series in report.series if series.name == name]
+    return f"{found[0]:,.1f}" if found else "-"

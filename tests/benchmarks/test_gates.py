@@ -1,0 +1,81 @@
+"""The gates, figure by figure: what passes, what does not, and what there is no gate for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from edgellm.benchmarks import gates
+from edgellm.card import Gap, GraphCard, Rounding
+
+CLEAN = GraphCard(
+    verdict="not measured",
+    reason="",
+    quantization=Gap(0.0105, 0.001, 0.1, 0.95, 2000),
+    export=Gap(1e-10, 1e-11, 1e-9, 1.0, 300),
+    activations=Gap(0.005, 1e-4, 0.01, 0.96, 300),
+    activations_expected=Gap(0.004, 1e-4, 0.01, 0.96, 300),
+    run=Gap(0.011, 0.001, 0.1, 0.95, 2000),
+    perplexity=10.1,
+    source_perplexity=10.0,
+    runtime="onnxruntime 1",
+)
+
+
+def gap(kl: float, top1: float = 0.95) -> Gap:
+    return Gap(kl, 0.001, 0.1, top1, 2000)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_close_passes(kind: gates.Kind) -> None:
+    found = gates.look(CLEAN, kind, calibrated=True)
+    assert (found.broken, found.past, found.verdict(chosen=False)) == (None, (), "passed")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("int8", {"run": gap(0.0199)}, None),
+        ("int8", {"run": gap(0.0201)}, "KL 0.0201 (at most 0.02)"),
+        ("int8", {"run": gap(0.01, 0.921)}, None),
+        ("int8", {"run": gap(0.01, 0.919)}, "top-1 agreement 0.919"),
+        ("int8", {"perplexity": 10.19}, None),
+        ("int8", {"perplexity": 10.21}, "perplexity +2.1% (at most +2%)"),
+        ("int4", {"run": gap(0.199, 0.5)}, None),
+        ("int4", {"run": gap(0.201)}, "KL 0.201 (at most 0.2)"),
+        ("int4", {"perplexity": 11.9}, None),
+        ("int4", {"perplexity": 12.1}, "perplexity +21.0%"),
+        ("int4", {"rounding": Rounding(gap(0.021), 0.69)}, None),
+        ("int4", {"rounding": Rounding(gap(0.021), 0.71)}, "KL is 0.71 of the 0.021 that plain rounding makes"),
+        ("int4", {"rounding": Rounding(gap(0.019), 0.9)}, None),
+        ("int8", {"run": None, "quantization": gap(0.021)}, "KL 0.021"),
+        ("fp32", {"run": gap(0.5)}, None),
+    ],
+)
+def test_each_limit(kind: gates.Kind, change: dict[str, object], said: str | None) -> None:
+    found = gates.look(replace(CLEAN, **change), kind, calibrated=True)  # type: ignore[arg-type]
+    assert found.broken is None
+    assert [said in each for each in found.past] == [True] if said else found.past == ()
+
+
+def test_export_has_a_gate_of_its_own_whatever_the_kind() -> None:
+    for kind in ("fp32", "int8", "int4"):
+        assert gates.look(replace(CLEAN, export=gap(0.0011)), kind, calibrated=False).broken  # type: ignore[arg-type]
+        assert not gates.look(replace(CLEAN, export=gap(0.00009)), kind, calibrated=False).broken  # type: ignore[arg-type]
+
+
+def test_a_runtime_that_computes_something_else_is_found() -> None:
+    assert gates.look(replace(CLEAN, activations=gap(0.0071)), "int8", calibrated=False).broken
+    assert gates.look(replace(CLEAN, activations=gap(0.0069)), "int8", calibrated=False).broken is None
+    assert gates.look(replace(CLEAN, activations=None), "int8", calibrated=False).broken is None
+
+
+def test_rounding_alone_has_no_gate_and_a_named_method_is_marked() -> None:
+    assert gates.look(replace(CLEAN, run=gap(0.15)), "int4", calibrated=False).verdict(chosen=False) == "ungated"
+    past = gates.look(replace(CLEAN, run=gap(0.5)), "int4", calibrated=False)
+    assert (past.refused, len(past.past), past.verdict(chosen=False)) == (False, 1, "ungated")
+    calibrated = gates.look(replace(CLEAN, run=gap(0.5)), "int4", calibrated=True)
+    assert (calibrated.refused, calibrated.verdict(chosen=False)) == (True, "degraded")
+    int8 = gates.look(replace(CLEAN, run=gap(0.5)), "int8", calibrated=False)
+    assert (int8.refused, int8.verdict(chosen=True)) == (True, "chosen")
