@@ -5,7 +5,7 @@
 The body takes x [B, T, D], so anything that makes such an x (ids, an image, another modality) can stand before it.
 Weights are asked for by canonical name:
 
-    embed.weight, norm.weight, head.weight (untied only), and per layer N
+    embed.weight, norm.weight, final.weight (final_linear only), head.weight (untied only), and per layer N
     layers.N.{attn_norm, attn_post_norm, mlp_norm, mlp_post_norm, q_norm, k_norm}.weight
     layers.N.{q, k, v, o, gate, up, down}.{weight, bias}
 """
@@ -47,8 +47,10 @@ def layer(spec: ModelSpec, weights: Weights, ops: Ops[T, P], index: int, x: T, p
 
 
 def logits(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T) -> T:
-    """Final norm and head over hidden states x [B, N, D]: [B, N, vocab]."""
+    """Final norm, final linear where the spec has it, and head over hidden states x [B, N, D]: [B, N, vocab]."""
     x = ops.norm(x, weights("norm.weight"), spec.norm_eps)
+    if spec.final_linear:
+        x = ops.add(x, ops.linears(x, [Linear(weights("final.weight"))])[0])
     head = weights("embed.weight" if spec.tied_head else "head.weight")
     return ops.logits(x, head, spec.logit_scale, spec.logit_softcap)
 

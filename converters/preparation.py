@@ -1,6 +1,8 @@
-"""What happens to a model between its checkpoint and the graphs: calibration, and the rounding that needs whole weights.
+"""What happens to a model between its checkpoint and the graphs.
 
-recipes ─> who wants what of a text? ─> calibrate, settling codes on the way ─> tensors that bring their codes
+    recipes ─> codes that the source brings ─> rotation ─> who gets how many bits ─> calibrate, settling codes on the way
+
+Each step is there for those that want it: a conversion by rounding alone takes none.
 """
 
 from __future__ import annotations
@@ -13,33 +15,38 @@ from functools import cache
 import numpy as np
 
 from edgellm._version import __version__
-from edgellm.converters import calibration_text, quantizers
-from edgellm.converters.calibration import NOTHING, Calibration, OnLayer, calibrate, digest
+from edgellm.converters import allocation, calibration_text, quantizers, recipes
+from edgellm.converters.calibration import NOTHING, Calibration, calibrate, digest
+from edgellm.converters.choices import MARGIN, Choices
 from edgellm.converters.settling import Settler, needed_bytes
 from edgellm.converters.shelf import Shelf
 from edgellm.converters.statistics import Statistics
-from edgellm.converters.weights import LazyTensor, Weight, on_grids
+from edgellm.converters.targets import Target
+from edgellm.converters.transforms import rotation
+from edgellm.converters.weights import LazyTensor, Unsettled, Weight, on_grids
 from edgellm.errors import ResourceError
-from edgellm.scheme import Recipe
+from edgellm.scheme import IMPORTED, Recipe
 from edgellm.spec import ModelSpec
 
 Tensors = Callable[[str], LazyTensor]
+OnPhase = Callable[[str, float], None]  # what is done, and how much of it is
 DIAGONAL_TOKENS, HESSIAN_TOKENS = 2048, 12288  # what importance and ranges, and what Hessians need
-LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 HELD = 1 << 30  # bytes of a layer's weights that are kept while windows go by
 
 
 @dataclass(frozen=True)
-class CalibrationText:
-    """What to calibrate on.
+class Limits:
+    """What a conversion may take.
 
     Attributes:
-        tokenizer: content of tokenizer.json.
-        content: None for the text that comes with edgellm.
+        slice_bytes: float32 bytes of a weight that a worker holds at once.
+        max_ram: bytes to stay under, or None.
+        workers: threads.
     """
 
-    tokenizer: bytes
-    content: str | None = None
+    slice_bytes: int
+    max_ram: int | None = None
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -47,15 +54,18 @@ class Prepared:
     """A model that is ready to be planned.
 
     Attributes:
-        tensors: by canonical name; they bring codes where those were settled.
+        spec, tensors: of the model as it will be written; tensors bring codes where those were settled.
         recipes: by graph.
         calibration: what the text showed; NOTHING where no recipe asked.
+        method: what rounds the rest.
         shelf: where settled codes are, if any; they stay there until the bundle is written, and longer where that fails.
     """
 
+    spec: ModelSpec
     tensors: Tensors
     recipes: Mapping[str, Recipe]
     calibration: Calibration
+    method: str
     shelf: Shelf | None = None
 
     def clear(self) -> None:
@@ -65,61 +75,162 @@ class Prepared:
 
 
 def prepare(
+    choices: Choices,
+    targets: Mapping[str, Target],
     spec: ModelSpec,
     tensors: Tensors,
-    recipes: Mapping[str, Recipe],
-    text: CalibrationText,
-    *,
-    slice_bytes: int,
-    max_ram: int | None,
-    workers: int,
-    on_layer: Callable[[int], None] = lambda layer: None,
+    tokenizer: bytes,
+    limits: Limits,
+    on_phase: OnPhase = lambda phase, share: None,
 ) -> Prepared:
-    """Calibrate for some graphs of one model.
+    """Settle what is to be written.
 
     Args:
-        recipes: by graph; all of one method.
-        slice_bytes: float32 bytes of a weight that are held at once.
-        max_ram: bytes to stay under.
-        on_layer: called with the number of a layer that is done.
+        targets: by the name of their graph.
+        spec, tensors: of the source.
+        tokenizer: content of tokenizer.json.
 
     Raises:
         SourceError: the tokenizer or the activations cannot be used.
         ResourceError: too little memory or disk.
+        UsageError: a choice that this model does not allow.
     """
-    asking = {name for name, recipe in recipes.items() if _asks(recipe)}
-    if not asking:
-        return Prepared(tensors, recipes, NOTHING)
-    settle = quantizers.find_settle(next(iter(recipes.values())).method) if any(map(_has_few_bits, recipes.values())) else None
-    windows = calibration_text.windows(
-        text.tokenizer, spec, DIAGONAL_TOKENS if settle is None else HESSIAN_TOKENS, text.content
-    )
-    own = digest(windows)
-    recipes = {name: replace(recipe, calibration=own) if name in asking else recipe for name, recipe in recipes.items()}
-    layer_bytes = sum(4 * int(np.prod(tensors(f"layers.0.{name}.weight").shape, dtype=np.int64)) for name in LINEARS)
-    shelf = None if settle is None else Shelf(_key(spec, tensors, recipes, own))
+    tensors = tensors if choices.method is None else cache(_unsettled(tensors))
+    chosen = _recipes(choices, targets, spec, tensors)
+    method = choices.rounding
+    if choices.method is None and quantizers.find_settle(method) is not None and _needed(spec, tensors, limits):
+        method = "imatrix"  # the next best, for what memory was allowed
+        chosen = {
+            name: recipe if recipe.method == IMPORTED else replace(recipe, method=method) for name, recipe in chosen.items()
+        }
+    if _rotates(method, chosen, spec):
+        spec, tensors = rotation.apply(spec, tensors)
+    if not any(map(_asks, chosen.values())):
+        return Prepared(spec, tensors, chosen, NOTHING, method)
 
+    transform = quantizers.find_transform(method)
+    mixed = choices.wants_mixed and all(map(_has_few_bits, chosen.values())) and not any(map(_imports, chosen.values()))
+    if transform is not None or mixed:
+        windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
+        known = _calibrated(spec, tensors, windows, limits, lambda layer: on_phase("looking", layer / len(spec.layers)))
+        if transform is not None:
+            tensors = transform(spec, tensors, known.importance, next(iter(chosen.values())))
+        if mixed:
+            chosen = {
+                name: _mixed(choices, targets[name], recipe, spec, tensors, known, windows, method)
+                for name, recipe in chosen.items()
+            }
+    return _calibrate(choices, chosen, spec, tensors, tokenizer, method, limits, on_phase)
+
+
+def _recipes(choices: Choices, targets: Mapping[str, Target], spec: ModelSpec, tensors: Tensors) -> dict[str, Recipe]:
+    """What every tensor of this model gets, by graph, codes that the source brings among it."""
+    chosen = choices.recipes(targets)
+    names, wants = recipes.matrices(spec), choices.file.wants(spec)
+    blocks = {name: want.block for name, want in wants.items()}
+    asked = {name for name in names if blocks.get(name, choices.block_size) is not None}
+    for name, target in targets.items():
+        refined = recipes.refined(chosen[name], names, wants, target.grid, choices.size(target))
+        chosen[name] = recipes.carried_over(refined, names, tensors, target.grid, target.BLOCKS, asked)
+    return chosen
+
+
+def _rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
+    """Whether another basis helps: few bits that make up for their errors, or 8 bits with a scale for a whole row."""
+    if any(map(_imports, chosen.values())) or any(map(_has_floats, chosen.values())):
+        return False
+    if any(map(_has_few_bits, chosen.values())):
+        return quantizers.find_settle(method) is not None
+    rows = any(rule.scheme is not None and rule.scheme.block == 0 for recipe in chosen.values() for rule in recipe.rules)
+    return rows and rotation.fits(spec) is None
+
+
+def _mixed(
+    choices: Choices,
+    target: Target,
+    recipe: Recipe,
+    spec: ModelSpec,
+    tensors: Tensors,
+    known: Calibration,
+    windows: tuple[allocation.Ids, ...],
+    method: str,
+) -> Recipe:
+    """The recipe with more bits for what gains most by them."""
+    names = [name for name in recipes.matrices(spec) if name.startswith("layers.")]
+    budget = choices.bits_per_weight
+    if budget is None:
+        shapes = {name: tensors(name).shape for name in names}
+        bits = sum(allocation.bits_of(scheme, shapes[name]) for name in names if (scheme := recipe.scheme(name)) is not None)
+        budget = bits / sum(rows * width for rows, width in shapes.values()) + MARGIN
+    wants = allocation.allocate(
+        spec, tensors, recipe, known, windows[0], target.grid, target.BLOCKS, quantizers.find(method), budget
+    )
+    return recipes.refined(recipe, recipes.matrices(spec), wants, target.grid, choices.size(target))
+
+
+def _calibrate(
+    choices: Choices,
+    chosen: Mapping[str, Recipe],
+    spec: ModelSpec,
+    tensors: Tensors,
+    tokenizer: bytes,
+    method: str,
+    limits: Limits,
+    on_phase: OnPhase,
+) -> Prepared:
+    """Run over the text, and settle codes on the way where the method does that."""
+    settle = quantizers.find_settle(method) if any(map(_has_few_bits, chosen.values())) else None
+    tokens = DIAGONAL_TOKENS if settle is None else HESSIAN_TOKENS
+    windows = calibration_text.windows(tokenizer, spec, tokens, choices.text)
+    own = digest(windows)
+    chosen = {name: replace(recipe, calibration=own) if _asks(recipe) else recipe for name, recipe in chosen.items()}
+
+    def report(layer: int) -> None:
+        on_phase("calibrating", (layer + 1) / len(spec.layers))
+
+    if settle is None:
+        return Prepared(spec, tensors, chosen, _calibrated(spec, tensors, windows, limits, report), method)
+    needed = _needed(spec, tensors, limits)
+    if needed:
+        raise ResourceError(
+            f"'{method}' needs about {needed >> 20} MB for this model",
+            where="--max-ram",
+            fix="allow that much, or use --method imatrix",
+        )
+    shelf = Shelf(_key(spec, tensors, chosen, own))
+    settler = Settler([on_grids(tensors, recipe) for recipe in chosen.values()], settle, shelf, limits.workers)
+    found = _calibrated(spec, tensors, windows, limits, report, settler, shelf)
+    return Prepared(spec, cache(lambda name: shelf.tensor(name, tensors(name))), chosen, found, method, shelf)
+
+
+def _calibrated(
+    spec: ModelSpec,
+    tensors: Tensors,
+    windows: tuple[allocation.Ids, ...],
+    limits: Limits,
+    report: Callable[[int], None],
+    settler: Settler | None = None,
+    shelf: Shelf | None = None,
+) -> Calibration:
     def observe(layer: int, statistics: Mapping[str, Statistics]) -> None:
         if settler is not None:
             settler(layer, statistics)
-        on_layer(layer)
+        report(layer)
 
-    settler: OnLayer | None = None
-    if settle is not None and shelf is not None:
-        _check_memory(spec, tensors, layer_bytes, max_ram)
-        settler = Settler([on_grids(tensors, recipe) for recipe in recipes.values()], settle, shelf, workers)
-    found = calibrate(
+    return calibrate(
         spec,
         lambda name: Weight(name, tensors(name)),
         windows,
-        slice_bytes,
-        hold=layer_bytes <= (HELD if max_ram is None else max_ram // 4),
-        hessians=settle is not None,
+        limits.slice_bytes,
+        hold=_layer_bytes(tensors) <= (HELD if limits.max_ram is None else limits.max_ram // 4),
+        hessians=settler is not None,
         on_layer=observe,
         journal=shelf,
     )
-    settled = tensors if shelf is None else cache(lambda name: shelf.tensor(name, tensors(name)))
-    return Prepared(settled, recipes, found, shelf)
+
+
+def _unsettled(tensors: Tensors) -> Tensors:
+    return lambda name: Unsettled(tensors(name))
 
 
 def _asks(recipe: Recipe) -> bool:
@@ -128,25 +239,34 @@ def _asks(recipe: Recipe) -> bool:
 
 
 def _has_few_bits(recipe: Recipe) -> bool:
-    return any(rule.scheme is not None and rule.scheme.bits < 8 for rule in recipe.rules)
+    return any(rule.scheme is not None and rule.scheme.bits < 8 and rule.method is None for rule in recipe.rules)
 
 
-def _check_memory(spec: ModelSpec, tensors: Tensors, layer_bytes: int, max_ram: int | None) -> None:
+def _has_floats(recipe: Recipe) -> bool:
+    """Whether linears stay in float32: what is not rounded needs no other basis."""
+    return any(recipe.scheme(f"layers.0.{name}.weight") is None for name in recipes.LINEARS)
+
+
+def _imports(recipe: Recipe) -> bool:
+    return any(rule.method == IMPORTED for rule in recipe.rules)
+
+
+def _layer_bytes(tensors: Tensors) -> int:
+    return sum(4 * int(np.prod(tensors(f"layers.0.{name}.weight").shape, dtype=np.int64)) for name in recipes.LINEARS)
+
+
+def _needed(spec: ModelSpec, tensors: Tensors, limits: Limits) -> int:
+    """Bytes that Hessians and what goes with them take, where that is more than was allowed; else 0."""
     widths = [tensors(f"layers.0.{name}.weight").shape[1] for name in ("q", "o", "gate", "down")]
-    needed = needed_bytes(widths, layer_bytes) + 4 * HESSIAN_TOKENS * spec.hidden_size * 2
-    if max_ram is not None and needed > max_ram:
-        raise ResourceError(
-            f"this method needs about {needed >> 20} MB for this model",
-            where="--max-ram",
-            fix="allow that much, or use --method imatrix",
-        )
+    needed = needed_bytes(widths, _layer_bytes(tensors)) + 2 * 4 * HESSIAN_TOKENS * spec.hidden_size
+    return needed if limits.max_ram is not None and needed > limits.max_ram else 0
 
 
-def _key(spec: ModelSpec, tensors: Tensors, recipes: Mapping[str, Recipe], text: str) -> str:
+def _key(spec: ModelSpec, tensors: Tensors, chosen: Mapping[str, Recipe], text: str) -> str:
     """What codes depend on. Of the weights one row each has to do."""
-    found = hashlib.sha256(repr((__version__, spec, text, sorted(recipes.items()))).encode())
+    found = hashlib.sha256(repr((__version__, spec, text, sorted(chosen.items()))).encode())
     for layer in range(len(spec.layers)):
-        for name in LINEARS:
+        for name in recipes.LINEARS:
             tensor = tensors(f"layers.{layer}.{name}.weight")
             middle = tensor.shape[0] // 2
             found.update(tensor.rows(middle, middle + 1).tobytes())

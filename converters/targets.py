@@ -1,9 +1,10 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has two functions and two constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises
+module has two functions and three constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises
 UsageError where the recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take
-for so many bits. `BLOCK_SIZE` and `KV` are the block and the cache that suit them where nobody asks for another.
+for so many bits. `BLOCKS` are the block sizes that they have, 0 for whole rows; `BLOCK_SIZE` and `KV` are the block and the
+cache that suit them where nobody asks for another.
 
 Beside `export` there is `fidelity`, by which what was written is measured: how its runtime rounds activations, and what lies in
 the file.
@@ -61,6 +62,11 @@ class Plan(Protocol):
 
 class Target(Protocol):
     """The module of a target."""
+
+    @property
+    def BLOCKS(self) -> tuple[int, ...]:  # noqa: N802, a module's constant
+        """Weights that can share a scale, 0 for whole rows."""
+        ...
 
     @property
     def BLOCK_SIZE(self) -> int:  # noqa: N802, a module's constant

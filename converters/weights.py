@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from types import MappingProxyType
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from edgellm.scheme import QTensor, Recipe, Scheme
 
 Array = NDArray[np.float32]
+Number = TypeVar("Number", bound=np.number[Any])
 
 
 class LazyTensor(ABC):
@@ -71,6 +73,20 @@ class RowRange(LazyTensor):
     def rows(self, start: int, stop: int) -> Array:
         return self._base.rows(self._start + start, self._start + stop)
 
+    def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
+        return self._base.on_grid(scheme, self._start + start, self._start + stop)
+
+
+class Unsettled(LazyTensor):
+    """The values of another tensor without the codes that it brings: they will be rounded anew."""
+
+    def __init__(self, base: LazyTensor) -> None:
+        self.shape = base.shape
+        self._base = base
+
+    def rows(self, start: int, stop: int) -> Array:
+        return self._base.rows(start, stop)
+
 
 class Affine(LazyTensor):
     """`scale * base + shift`, elementwise: a residual multiplier folded in, or gemma's `1 + weight` norms."""
@@ -85,6 +101,11 @@ class Affine(LazyTensor):
         values += self._shift
         return values
 
+    def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
+        """A factor goes into the scales, which float32 holds as exactly as it holds the values times the factor."""
+        part = self._base.on_grid(scheme, start, stop) if self._shift == 0 and scheme.scales == "float32" else None
+        return None if part is None else replace(part, scales=part.scales * self._scale)
+
 
 class Unpermuted(LazyTensor):
     """Undoes the row order in which llama.cpp stores Q and K of llama-family models.
@@ -98,12 +119,28 @@ class Unpermuted(LazyTensor):
         self._base, self._head_dim = base, base.shape[0] // heads
 
     def rows(self, start: int, stop: int) -> Array:
+        first, last = self._heads(start, stop)
+        return self._ordered(self._base.rows(first, last))[start - first : stop - first]
+
+    def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
+        first, last = self._heads(start, stop)
+        part = self._base.on_grid(scheme, first, last)
+        if part is None:
+            return None
+        wanted = slice(start - first, stop - first)
+        codes, scales = self._ordered(part.codes)[wanted], self._ordered(part.scales)[wanted]
+        zeros = None if part.zero_points is None else self._ordered(part.zero_points)[wanted]
+        return QTensor(scheme, (stop - start, part.shape[1]), codes, scales, zeros)
+
+    def _heads(self, start: int, stop: int) -> tuple[int, int]:
+        """The rows of the heads that these rows are of."""
         d = self._head_dim
-        first, last = start // d * d, -(-stop // d) * d
-        values = self._base.rows(first, last)
-        heads = values.reshape(-1, d // 2, 2, *self.shape[1:])
-        ordered = np.ascontiguousarray(heads.swapaxes(1, 2)).reshape(values.shape)
-        return ordered[start - first : stop - first]
+        return start // d * d, -(-stop // d) * d
+
+    def _ordered(self, values: NDArray[Number]) -> NDArray[Number]:
+        d = self._head_dim
+        pairs = values.reshape(len(values) // d, d // 2, 2, *values.shape[1:])
+        return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
 
 class Stacked(LazyTensor):

@@ -22,16 +22,22 @@ from edgellm.scheme import Recipe
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 DEFAULT_SLICE = 4 << 20
+PARTS = 1000
 FIXED_BYTES = 256 << 20  # interpreter, libraries, tokenizer of a large vocabulary, the graph itself
 SLICE_COPIES = 8  # float32 copies of a slice that dequantizing, rounding and packing hold at once
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a conversion is: float32 bytes of weights done, of all, and the tensor just written."""
+    """How far a conversion is.
 
-    done_bytes: int
-    total_bytes: int
+    Attributes:
+        done, total: of what is going on: float32 bytes of weights while they are written, thousandths otherwise.
+        name: the tensor just written, or what else is going on.
+    """
+
+    done: int
+    total: int
     name: str
 
 
@@ -40,9 +46,11 @@ def convert(
     output: str | os.PathLike[str],
     *,
     target: str = "onnx",
-    quant: str = "int4",
+    quant: str | None = None,
     method: str | None = None,
     block_size: int | None = None,
+    recipe: str | os.PathLike[str] | None = None,
+    bits_per_weight: float | None = None,
     kv: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
@@ -60,10 +68,14 @@ def convert(
         source: a .gguf file, a Hugging Face folder, or a hub id.
         output: the bundle's folder; it must not exist yet.
         target: runtime to make a graph for: "onnx", "tflite", "tflite-compat", or "both" of the first two.
-        quant: "int4", "int8" or "fp32".
-        method: quantization method: a file of `converters/quantizers`; None takes "imatrix" for int4, "rtn" for int8.
+        quant: "int4", "int8" or "fp32"; None takes what the recipe file says, else "int4".
+        method: quantization method: a file of `converters/quantizers`; None takes "gptq" for int4, "rtn" for int8, and
+            carries codes over as they are where the source has some on a grid that the target takes.
         block_size: input channels that share a scale: 16, 32, 64 or 128; on tflite 32, 64, 128, or 0 for a whole row, which is
             all that tflite-compat has. None takes the target's own: 32, and 0 on tflite-compat. One for both has to suit both.
+        recipe: a TOML file that gives single tensors other bits or blocks; see `edgellm.converters.recipe_file`.
+        bits_per_weight: of the linears, scales included: mixed precision within so many, under int4. None spends a little more
+            than the recipe's where nobody named a method, a block or a recipe.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
             takes int8 on tflite where the weights are quantized, else fp32.
         calibration: a UTF-8 text of the domain that the model will work in, for methods that weigh errors by one and for scales
@@ -86,54 +98,47 @@ def convert(
         UsageError: an argument that makes no sense.
     """
     from edgellm import fidelity
-    from edgellm.converters import calibration_text, quantizers, targets
+    from edgellm.converters import quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
+    from edgellm.converters.choices import Choices
     from edgellm.converters.data import source_bytes
-    from edgellm.converters.preparation import CalibrationText, prepare
-    from edgellm.converters.recipes import recipe as make_recipe
+    from edgellm.converters.preparation import Limits, prepare
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
     wanted = fidelity.Wanted.of(evaluate, preset, allow_degraded, method, max_ram)
-    method = method or ("rtn" if preset == "fast" else None)
-    text_of_own = calibration_text.chosen(calibration)
-    if calibration == calibration_text.NO_TEXT:
-        method, kv = calibration_text.without(method, kv)
     back_ends = targets.chosen(target)
-    recipes: Mapping[str, Recipe] = {
-        name: make_recipe(
-            quant,
-            method,
-            back_end.BLOCK_SIZE if block_size is None else block_size,
-            back_end.grid,
-            kv or ("fp32" if quant == "fp32" else back_end.KV),
-        )
-        for name, back_end in back_ends.items()
-    }
-    recipe = next(iter(recipes.values()))  # the bundle's; a graph on other grids says so itself
-    quantize = quantizers.find(method or (recipe.method if recipe.rules else "rtn"))
+    choices = Choices.read(
+        quant=quant,
+        method=method,
+        block_size=block_size,
+        kv=kv,
+        bits_per_weight=bits_per_weight,
+        recipe=recipe,
+        calibration=calibration,
+        preset=preset,
+    )
+    choices.recipes(back_ends)  # says what cannot be before a source is opened
     workers = min(os.cpu_count() or 1, 4)
-    slice_bytes = _slice_bytes(max_ram, workers)
+    limits = Limits(_slice_bytes(max_ram, workers), max_ram, workers)
     folder = free_target(Path(output), "-o")
+
+    def on_phase(phase: str, share: float) -> None:
+        if progress is not None:
+            progress(Progress(int(share * PARTS), PARTS, phase))
+
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
-        spec, tensors = describe(checkpoint, max_context)
+        source_spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        ready = prepare(
-            spec,
-            tensors,
-            recipes,
-            CalibrationText(text.tokenizer, text_of_own),
-            slice_bytes=slice_bytes,
-            max_ram=max_ram,
-            workers=workers,
-        )
-        recipes = ready.recipes
-        recipe = next(iter(recipes.values()))
+        ready = prepare(choices, back_ends, source_spec, tensors, text.tokenizer, limits, on_phase)
+        quantize = quantizers.find(ready.method)
         plans = {
-            name: back_end.plan(spec, ready.tensors, recipes[name], ready.calibration) for name, back_end in back_ends.items()
+            name: back_end.plan(ready.spec, ready.tensors, ready.recipes[name], ready.calibration)
+            for name, back_end in back_ends.items()
         }
+        bundles = next(iter(ready.recipes.values()))  # a graph on other grids says so itself
         layouts = [plan.layout for plan in plans.values()]
         check_disk(folder, sum(layout.size for layout in layouts), "the bundle", "-o")
         made = [parent for parent in folder.parents if not parent.exists()]
@@ -147,29 +152,26 @@ def convert(
                 if progress is not None:
                     progress(Progress(done, total, name))
 
-            def on_step(step: str, share: float) -> None:
-                if progress is not None:
-                    progress(Progress(int(share * total), total, f"measuring {step}"))
-
             policy = _write_text(partial, text)
             every = list(plans.values())
-            targets.write(every, partial, quantize, slice_bytes=slice_bytes, workers=workers, on_bytes=on_bytes)
+            targets.write(every, partial, quantize, slice_bytes=limits.slice_bytes, workers=workers, on_bytes=on_bytes)
             for plan in every:
                 plan.write_companions(partial, policy, text.generation)
             for name, content in checkpoint.licenses().items():
                 (partial / name).write_bytes(content)
             write_manifest(
                 partial,
-                spec=spec,
-                recipe=recipe,
+                spec=ready.spec,
+                recipe=bundles,
                 provenance=checkpoint.provenance,
                 text=policy,
                 generation=text.generation,
-                graphs={name: _with_recipe(plan.graph, recipes[name], recipe) for name, plan in plans.items()},
+                graphs={name: _with_recipe(plan.graph, ready.recipes[name], bundles) for name, plan in plans.items()},
                 producer=f"edgellm {__version__}",
             )
-            graphs = {name: fidelity.Made(back_ends[name], recipes[name], ready.tensors, quantize) for name in plans}
-            fidelity.measure(Bundle.open(partial), tensors, graphs, ready.calibration, wanted, on_step)
+            graphs = {name: fidelity.Made(back_ends[name], ready.recipes[name], ready.tensors, quantize) for name in plans}
+            origin = fidelity.Origin(source_spec, tensors)
+            fidelity.measure(Bundle.open(partial), origin, graphs, ready.calibration, wanted, on_phase)
             _rename(partial, folder)
             ready.clear()
         except OSError as error:

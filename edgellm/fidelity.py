@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from edgellm.converters.replay import Lane, Replayed, Tensors
     from edgellm.converters.targets import Target
     from edgellm.runtimes.session import Session
+    from edgellm.spec import ModelSpec
 
 PRESETS = ("best", "fast")
 STARTS = {"best": 96, "fast": 48}  # tokens of each piece that comparisons take which need no more
@@ -41,6 +42,14 @@ PLAIN_BLOCK = 32
 LEAST = 128  # positions below which figures say nothing
 SOURCE, QUANTIZED, FLOAT, WRITTEN, ROUNDED = "source", "quantized", "float activations", "written", "plain rounding"
 OnStep = Callable[[str, float], None]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The source: its spec, which may not be the bundle's, and its tensors by canonical name."""
+
+    spec: ModelSpec
+    tensors: Tensors
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ class Wanted:
 
 def measure(
     bundle: Bundle,
-    tensors: Tensors,
+    origin: Origin,
     made: Mapping[str, Made],
     calibration: Calibration,
     wanted: Wanted,
@@ -118,7 +127,7 @@ def measure(
 
     Args:
         bundle: it is still private: files may come and go in its folder.
-        tensors: the source's, by canonical name.
+        origin: the source.
         made: by graph.
         on_step: called with what is being measured, and how much of that is done.
 
@@ -126,12 +135,12 @@ def measure(
         FidelityError: a graph lost too much, or is not what was quantized.
         InferenceError, BundleError: a runtime fails with the graph.
     """
-    card = _card(bundle, tensors, made, calibration, wanted, on_step)
+    card = _card(bundle, origin, made, calibration, wanted, on_step)
     add_card(bundle, card, page(card, bundle.provenance.source))
 
 
 def _card(
-    bundle: Bundle, tensors: Tensors, made: Mapping[str, Made], calibration: Calibration, wanted: Wanted, on_step: OnStep
+    bundle: Bundle, origin: Origin, made: Mapping[str, Made], calibration: Calibration, wanted: Wanted, on_step: OnStep
 ) -> Card:
     from edgellm.benchmarks.machine import machine
 
@@ -140,7 +149,7 @@ def _card(
     pieces = _fitting(bundle, len(made), wanted)
     if isinstance(pieces, str):
         return _unmeasured(bundle, wanted, pieces)
-    graphs = _Lab(bundle, tensors, made, calibration, wanted, pieces, on_step).measure()
+    graphs = _Lab(bundle, origin, made, calibration, wanted, pieces, on_step).measure()
     here = machine()
     return Card(
         graphs={name: _gated(bundle, name, card, made[name], wanted) for name, card in graphs.items()},
@@ -157,7 +166,7 @@ class _Lab:
     def __init__(
         self,
         bundle: Bundle,
-        tensors: Tensors,
+        origin: Origin,
         made: Mapping[str, Made],
         calibration: Calibration,
         wanted: Wanted,
@@ -167,9 +176,9 @@ class _Lab:
         self._bundle, self._made, self._calibration = bundle, made, calibration
         self._wanted, self._pieces, self._on_step = wanted, pieces, on_step
         self._starts, self._where = pieces.starts(STARTS[wanted.preset])
-        shared = cache(tensors)  # one object a tensor: what lanes have in common is read once
-        self._tensors: Tensors = shared
-        self._quantized = {name: shared if each.tensors is tensors else each.tensors for name, each in made.items()}
+        shared = cache(origin.tensors)  # one object a tensor: what lanes have in common is read once
+        self._origin = Origin(origin.spec, shared)
+        self._quantized = {name: shared if each.tensors is origin.tensors else each.tensors for name, each in made.items()}
 
     def measure(self) -> dict[str, GraphCard]:
         """The figures of every graph, one graph loaded at a time."""
@@ -177,7 +186,8 @@ class _Lab:
         from edgellm.converters.replay import Lane
         from edgellm.converters.weights import on_grids
 
-        lanes = {SOURCE: Lane(evaluation.plain(self._tensors), self._pieces.ids)}
+        plain = {SOURCE: Lane(evaluation.plain(self._origin.tensors), self._pieces.ids)}
+        lanes = {}
         for name, made in self._made.items():
             if made.kind != "fp32":
                 numerics = targets.fidelity(name).numerics(made.recipe, self._calibration)
@@ -185,9 +195,9 @@ class _Lab:
                 lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched=True)
                 lanes[f"{name} {FLOAT}"] = Lane(weights, self._starts, made.quantize)
                 if made.kind == "int4" and made.calibrated:
-                    weights = on_grids(self._tensors, made.plainly_rounded())
-                    lanes[f"{name} {ROUNDED}"] = Lane(weights, self._starts, numerics=numerics)
-        found = self._replay(lanes, "source and rounded weights by numpy")
+                    weights = on_grids(self._origin.tensors, made.plainly_rounded())
+                    plain[f"{name} {ROUNDED}"] = Lane(weights, self._starts, numerics=numerics)
+        found = self._replay(plain, lanes, "source and rounded weights by numpy")
         return {name: self._graph(name, found) for name in self._made}
 
     def _graph(self, name: str, found: Mapping[str, Replayed]) -> GraphCard:
@@ -241,11 +251,11 @@ class _Lab:
         if card.runtime is None and targets.fidelity(name).RUNS:
             return card
         vocab, folder = self._bundle.spec.vocab_size, self._bundle.path
-        written = targets.fidelity(name).as_written(folder, self._bundle.graphs[name], self._tensors)
+        written = targets.fidelity(name).as_written(folder, self._bundle.graphs[name], self._quantized[name])
         pair, notes = (FLOAT, WRITTEN), list(card.notes)
         if written.tensors is not None:
             lane = Lane(evaluation.plain(written.tensors), self._starts)
-            models = {FLOAT: plain, **self._replay({WRITTEN: lane}, f"what was written for {name}")}
+            models = {FLOAT: plain, **self._replay({}, {WRITTEN: lane}, f"what was written for {name}")}
             return replace(
                 card, export=judge(models, None, self._starts, [pair], vocab).apart[pair].gap(), export_by=written.by
             )
@@ -257,12 +267,19 @@ class _Lab:
             gap = judge({FLOAT: plain}, session, self._starts, [(FLOAT, RUN)], vocab).apart[FLOAT, RUN].gap()
         return replace(card, export=gap, export_by=written.by)
 
-    def _replay(self, lanes: Mapping[str, Lane], what: str) -> dict[str, Replayed]:
+    def _replay(self, plain: Mapping[str, Lane], lanes: Mapping[str, Lane], what: str) -> dict[str, Replayed]:
+        """Lanes over the source as it is, and over what the bundle made of it: side by side where the specs agree."""
         from edgellm.converters.replay import replay
 
         layers = len(self._bundle.spec.layers)
-        found = replay(self._bundle.spec, list(lanes.values()), on_layer=lambda layer: self._on_step(what, layer / layers))
-        return dict(zip(lanes, found, strict=True))
+        if self._bundle.spec == self._origin.spec:
+            plain, lanes = {}, {**plain, **lanes}
+        found: dict[str, Replayed] = {}
+        for spec, group in ((self._origin.spec, plain), (self._bundle.spec, lanes)):
+            if group:
+                seen = replay(spec, list(group.values()), on_layer=lambda layer: self._on_step(what, layer / layers))
+                found |= zip(group, seen, strict=True)
+        return found
 
     @contextlib.contextmanager
     def _session(self, name: str, bundle: Bundle, notes: list[str]) -> Iterator[Session | None]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Scales = Literal["float32", "positive", "positive bfloat16"]
+IMPORTED = "imported"  # the method of codes that the source had already, and that are carried over as they are
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,30 @@ class QTensor:
         if self.zero_points is not None:
             values -= self.zero_points[..., None].astype(np.float32)
         values *= self.scales[..., None]
-        return values.reshape(self.shape[0], -1)[:, : self.shape[1]]
+        return values.reshape(self.shape[0], values.shape[1] * values.shape[2])[:, : self.shape[1]]
+
+    def on(self, scheme: Scheme) -> QTensor | None:
+        """The same values, exactly, on another grid; None where that does not hold every tensor of this grid.
+
+        Blocks may be cut into smaller ones, codes of 4 bit stored in 8, and zero points of 0 added.
+        """
+        own, (rows, width) = self.scheme, self.shape
+        cut, rest = divmod(own.size(width), scheme.size(width))
+        wider = scheme.bits > own.bits
+        if rest or scheme.scales != "float32" or scheme.low > own.low or scheme.high < own.high:
+            return None
+        if scheme.symmetric and not own.symmetric and not wider:
+            return None
+        blocks = scheme.blocks(width)  # of a last block that is partly filled, small ones may be left that hold nothing
+        codes = self.codes.reshape(rows, self.codes.shape[1] * cut, scheme.size(width))[:, :blocks]
+        scales, zeros = np.repeat(self.scales, cut, axis=1)[:, :blocks], None
+        if self.zero_points is not None:
+            zeros = np.repeat(self.zero_points, cut, axis=1)[:, :blocks]
+            if scheme.symmetric:
+                codes, zeros = codes - zeros[..., None], None
+        elif not scheme.symmetric:
+            zeros = np.zeros(scales.shape, np.int8)
+        return QTensor(scheme, self.shape, codes, scales, zeros)
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,10 +124,15 @@ class CacheGrid:
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors whose canonical name matches `pattern` (shell style) get `scheme`; None keeps float32."""
+    """Tensors whose canonical name matches `pattern` (shell style) get `scheme`; None keeps float32.
+
+    Attributes:
+        method: what made their codes, where that was not the recipe's method: IMPORTED.
+    """
 
     pattern: str
     scheme: Scheme | None
+    method: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +150,11 @@ class Recipe:
     kv: int = 32
     calibration: str | None = None
 
+    def rule(self, tensor: str) -> Rule | None:
+        """The rule of the tensor with this canonical name."""
+        return next((rule for rule in self.rules if fnmatchcase(tensor, rule.pattern)), None)
+
     def scheme(self, tensor: str) -> Scheme | None:
         """The scheme of the tensor with this canonical name."""
-        return next((rule.scheme for rule in self.rules if fnmatchcase(tensor, rule.pattern)), None)
+        rule = self.rule(tensor)
+        return None if rule is None else rule.scheme

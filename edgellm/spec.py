@@ -74,6 +74,7 @@ class ModelSpec:
         norm_eps: epsilon of every RMS norm.
         qkv_bias, o_bias, mlp_bias: which linears carry a bias.
         tied_head: the head uses the embedding's table.
+        final_linear: what comes out of the final norm is x + x @ final.weight.T before it goes into the head.
         embed_scale: multiplies embeddings; logit_scale multiplies logits; logit_softcap as in AttentionSpec.
         max_context: positions the model (and the bundle) may use.
     """
@@ -96,6 +97,7 @@ class ModelSpec:
     embed_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float | None = None
+    final_linear: bool = False
 
     def attention(self, layer: int) -> AttentionSpec:
         """The attention of one layer."""

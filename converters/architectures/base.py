@@ -206,6 +206,8 @@ def tensor_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
             if bias:
                 shapes[f"layers.{layer}.{name}.bias"] = (rows,)
     shapes["norm.weight"] = (hidden,)
+    if spec.final_linear:
+        shapes["final.weight"] = (hidden, hidden)
     if not spec.tied_head:
         shapes["head.weight"] = (spec.vocab_size, hidden)
     return shapes

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from edgellm.scheme import QTensor, Scheme
+
 Bytes = NDArray[np.uint8]
+Codes = NDArray[np.int8]
 Floats = NDArray[np.float32]
 
 # Values decoded at a time: 512 KiB of float32 and its codes fit a common L2, and calls into numpy stay few.
@@ -33,6 +36,8 @@ class Format:
         block: values a block.
         size: bytes a block.
         decode: writes blocks uint8 [n, size] as float32 into [n, block]; None if edgellm does not read the format.
+        grid: the grid of formats that are one, `code * scale`; None of others.
+        codes: reads blocks as signed codes int8 [n, block] of that grid, with a float16 scale [n] before them.
     """
 
     code: int
@@ -40,6 +45,8 @@ class Format:
     block: int
     size: int
     decode: Callable[[Bytes, Floats], None] | None = None
+    grid: Scheme | None = None
+    codes: Callable[[Bytes], Codes] | None = None
 
 
 def dequantize(form: Format, data: Bytes, out: Floats) -> None:
@@ -57,6 +64,21 @@ def dequantize(form: Format, data: Bytes, out: Floats) -> None:
     with np.errstate(all="ignore"):
         for start in range(0, len(blocks), step):
             form.decode(blocks[start : start + step], values[start : start + step])
+
+
+def quantized(form: Format, data: Bytes, shape: tuple[int, int]) -> QTensor | None:
+    """Rows of packed blocks as codes and scales, without loss; None of a format that is no grid.
+
+    Args:
+        form, data: as for `dequantize`.
+        shape: [rows, width] of the weights; a row is whole blocks.
+    """
+    if form.grid is None or form.codes is None:
+        return None
+    blocks = data.reshape(-1, form.size)
+    rows, per_row = shape[0], shape[1] // form.block
+    codes = form.codes(blocks).reshape(rows, per_row, form.block)
+    return QTensor(form.grid, shape, codes, _half(blocks, 0).reshape(rows, per_row), None)
 
 
 # Pieces that formats share.
@@ -79,7 +101,7 @@ def _fields(packed: Bytes, width: int, bits: int) -> Bytes:
     for index in range(8 // bits):
         items[:, index] = (runs >> np.uint8(index * bits)).view(f"V{width}")[:, 0]
     codes &= np.uint8((1 << bits) - 1)
-    return codes.reshape(len(packed), -1)
+    return codes.reshape(len(packed), packed.shape[1] * 8 // bits)
 
 
 def _scaled(codes: NDArray[np.uint8] | NDArray[np.int8], scales: Floats, out: Floats) -> None:
@@ -114,10 +136,14 @@ def _bf16(blocks: Bytes, out: Floats) -> None:
 # Blocks of 32 with one float16 scale, and a float16 minimum in the "_1" kind.
 
 
-def _q4_0(blocks: Bytes, out: Floats) -> None:
+def _q4_0_codes(blocks: Bytes) -> Codes:
     codes = _fields(blocks[:, 2:18], 16, 4).view(np.int8)
     codes -= np.int8(8)
-    _scaled(codes, _half(blocks, 0), out)
+    return codes
+
+
+def _q4_0(blocks: Bytes, out: Floats) -> None:
+    _scaled(_q4_0_codes(blocks), _half(blocks, 0), out)
 
 
 def _q4_1(blocks: Bytes, out: Floats) -> None:
@@ -144,8 +170,12 @@ def _q5_1(blocks: Bytes, out: Floats) -> None:
     _add(_half(blocks, 2), out)
 
 
+def _q8_0_codes(blocks: Bytes) -> Codes:
+    return blocks[:, 2:34].view(np.int8)
+
+
 def _q8_0(blocks: Bytes, out: Floats) -> None:
-    _scaled(blocks[:, 2:34].view(np.int8), _half(blocks, 0), out)
+    _scaled(_q8_0_codes(blocks), _half(blocks, 0), out)
 
 
 # "K" formats: super-blocks of 256 whose groups of 16 or 32 have small integer scales under one float16.
@@ -236,11 +266,11 @@ FORMATS: dict[int, Format] = {
     for form in (
         Format(0, "F32", 1, 4, _plain("<f4")),
         Format(1, "F16", 1, 2, _plain("<f2")),
-        Format(2, "Q4_0", 32, 18, _q4_0),
+        Format(2, "Q4_0", 32, 18, _q4_0, Scheme(4, 32), _q4_0_codes),
         Format(3, "Q4_1", 32, 20, _q4_1),
         Format(6, "Q5_0", 32, 22, _q5_0),
         Format(7, "Q5_1", 32, 24, _q5_1),
-        Format(8, "Q8_0", 32, 34, _q8_0),
+        Format(8, "Q8_0", 32, 34, _q8_0, Scheme(8, 32), _q8_0_codes),
         Format(10, "Q2_K", 256, 84, _q2_k),
         Format(11, "Q3_K", 256, 110, _q3_k),
         Format(12, "Q4_K", 256, 144, _q4_k),

@@ -17,10 +17,11 @@ import numpy as np
 
 from edgellm.bundle import Provenance
 from edgellm.converters.checkpoints.base import Naming, Text
-from edgellm.converters.checkpoints.ggml import dequantize
+from edgellm.converters.checkpoints.ggml import dequantize, quantized
 from edgellm.converters.checkpoints.gguf_file import GGUFFile, TensorInfo
 from edgellm.converters.weights import Array, LazyTensor
 from edgellm.errors import SourceError
+from edgellm.scheme import QTensor, Scheme
 
 # Arrays of the tokenizer, which `config` leaves out.
 TOKENIZER_ARRAYS = frozenset(f"tokenizer.ggml.{name}" for name in ("tokens", "scores", "token_type", "merges"))
@@ -139,6 +140,16 @@ class _GGUFTensor(LazyTensor):
         dequantize(form, self._file.bytes()[begin : begin + (last - first) * form.size], values)
         skip = start * width - first * form.block
         return values[skip : skip + (stop - start) * width].reshape(stop - start, *self.shape[1:])
+
+    def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
+        """Codes and scales as they are in the file, where the format is a grid that `scheme` holds."""
+        form = self._info.form
+        if form.grid is None or len(self.shape) != 2:
+            return None
+        row = self.shape[1] // form.block * form.size
+        begin = self._info.start + start * row
+        own = quantized(form, self._file.bytes()[begin : begin + (stop - start) * row], (stop - start, self.shape[1]))
+        return None if own is None else own.on(scheme)
 
 
 # Split models: model-00001-of-00003.gguf and so on, as llama.cpp's gguf-split names and marks them.

@@ -19,8 +19,10 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.bundle import Provenance
+from edgellm.converters.checkpoints import packed
 from edgellm.converters.checkpoints.base import Naming, Text
 from edgellm.converters.weights import Array, LazyTensor
 from edgellm.errors import SourceError
@@ -72,13 +74,19 @@ def open_checkpoint(path: Path, provenance: Provenance | None = None) -> Safeten
                 if name not in file.tensors:
                     raise SourceError(f"no tensor {name[:80]!r}, which {INDEX} places there", where=file.path, fix=DAMAGED)
                 tensors[name] = (file, file.tensors[name])
-        checkpoint = SafetensorsCheckpoint(path, config, provenance, files, tensors)
+        settings = quantization(config)
+        layout = None if settings is None else packed.find(settings, path / "config.json")
+        checkpoint = SafetensorsCheckpoint(path, config, provenance, files, tensors, layout)
         opened.pop_all()
     return checkpoint
 
 
 class SafetensorsCheckpoint:
-    """An opened Hugging Face folder; a `Checkpoint`."""
+    """An opened Hugging Face folder; a `Checkpoint`.
+
+    Args:
+        layout: how its packed linears are packed, if it has such.
+    """
 
     naming: Naming = "hf"
 
@@ -89,17 +97,20 @@ class SafetensorsCheckpoint:
         provenance: Provenance | None,
         files: Sequence[SafetensorsFile],
         tensors: Mapping[str, tuple[SafetensorsFile, TensorInfo]],
+        layout: packed.Layout | None = None,
     ) -> None:
         from edgellm.converters.checkpoints import folder
 
         self._path, self._files, self._tensors = path, files, tensors
+        self._packed = {} if layout is None else packed.linears(tensors, layout)
         self.config = config
         self.architecture = str(config["model_type"]).removesuffix("_text")
         self.provenance = folder.with_license(path, provenance or Provenance(source=path.resolve().name))
 
     def names(self) -> frozenset[str]:
-        """Names of all tensors."""
-        return frozenset(self._tensors)
+        """Names of all tensors; a packed linear's is that of the weight it stands for."""
+        parts = {name.removesuffix("weight") + part for name in self._packed for part in packed.PARTS}
+        return frozenset(self._tensors.keys() - parts | self._packed.keys())
 
     def tensor(self, name: str) -> LazyTensor:
         """A tensor, read when rows are asked for; a scalar counts as one row.
@@ -107,6 +118,8 @@ class SafetensorsCheckpoint:
         Raises:
             SourceError: it is missing, or not of a floating-point type.
         """
+        if name in self._packed:
+            return self._packed[name]
         if name not in self._tensors:
             fix = "the checkpoint is incomplete, or of an architecture that edgellm does not know"
             raise SourceError(f"no tensor {name[:80]!r}", where=self._path, fix=fix)
@@ -183,6 +196,16 @@ class SafetensorsFile:
             )
         return _Tensor(self._map, info)
 
+    def stored(self, name: str, columns: slice = slice(None)) -> NDArray[Any]:
+        """A matrix's columns, or a vector, copied: int32 as it is, of floating-point types float32; SourceError for others."""
+        info = self.tensors[name]
+        if info.dtype != "I32" and info.dtype not in FLOATS:
+            raise SourceError(f"tensor {name[:80]!r} is stored as {info.dtype}", where=self.path, fix=packed.ORIGINAL)
+        dtype = FLOATS.get(info.dtype, np.dtype("<i4"))
+        whole = np.frombuffer(self._map, dtype, math.prod(info.shape), info.begin).reshape(info.shape)
+        part = np.ascontiguousarray(whole[:, columns] if whole.ndim == 2 else whole)
+        return part.astype(np.int32) if info.dtype == "I32" else _float32(part, info.dtype)
+
     def close(self) -> None:
         """Release the mapping."""
         self._map.close()
@@ -253,14 +276,17 @@ class _Tensor(LazyTensor):
             return np.empty((max(0, stop - start), *self.shape[1:]), np.float32)
         offset = self._info.begin + start * self._row * self._dtype.itemsize
         stored = np.frombuffer(self._map, self._dtype, count, offset)
-        if self._info.dtype == "BF16":  # the upper half of a float32
-            widened = stored.astype(np.uint32)
-            widened <<= 16
-            values: Array = widened.view(np.float32)
-        else:
-            with np.errstate(over="ignore"):  # F64 beyond float32 becomes inf, as everywhere
-                values = stored.astype(np.float32)
-        return values.reshape(-1, *self.shape[1:])
+        return _float32(stored, self._info.dtype).reshape(-1, *self.shape[1:])
+
+
+def _float32(stored: NDArray[Any], dtype: str) -> Array:
+    """Values of a floating-point type as float32, a copy."""
+    if dtype == "BF16":  # the upper half of a float32
+        widened = stored.astype(np.uint32)
+        widened <<= 16
+        return widened.view(np.float32)
+    with np.errstate(over="ignore"):  # F64 beyond float32 becomes inf, as everywhere
+        return stored.astype(np.float32)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -271,17 +297,25 @@ def read_config(path: Path) -> dict[str, Any]:
     config = read_json(path / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise SourceError("no 'model_type'", where=path / "config.json", fix="save the model again with transformers")
+    settings = quantization(config)
+    method = None if settings is None else settings.get("quant_method")
+    if settings is not None and method not in packed.available():
+        raise SourceError(
+            f"the weights are already quantized ({str(method or 'unknown method')[:40]}), which is not read",
+            where=path,
+            fix=packed.ORIGINAL,
+        )
+    return config
+
+
+def quantization(config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """What config.json says of weights that are quantized already; None if they are not."""
     nested = config.get("text_config")
     for part in (config, nested if isinstance(nested, dict) else {}):
         for key in ("quantization_config", "compression_config"):
             if part.get(key):
-                method = part[key].get("quant_method") if isinstance(part[key], dict) else None
-                raise SourceError(
-                    f"the weights are already quantized ({str(method or 'unknown method')[:40]}), which is not read yet",
-                    where=path,
-                    fix="convert from the original BF16, F16 or F32 model, or from a GGUF file",
-                )
-    return config
+                return part[key] if isinstance(part[key], dict) else {}
+    return None
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:

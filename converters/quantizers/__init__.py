@@ -2,21 +2,24 @@
 
 A method that wants importance says so: CALIBRATED = True. One that wants more than that, the Hessian of a weight's inputs,
 has a second function, `settle(weight, scheme, statistics) -> QTensor`, which is called while the statistics are at hand;
-`quantize` then serves what has none.
+`quantize` then serves what has none. One that changes the model first has a function `transform`.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.converters.statistics import Statistics
+from edgellm.converters.weights import LazyTensor
 from edgellm.errors import UsageError
-from edgellm.scheme import QTensor, Scheme
+from edgellm.scheme import QTensor, Recipe, Scheme
+from edgellm.spec import ModelSpec
 
 
 class Quantize(Protocol):
@@ -43,6 +46,21 @@ class Settle(Protocol):
         ...
 
 
+class Transform(Protocol):
+    """A change of the model that suits a method, its function the same."""
+
+    def __call__(
+        self,
+        spec: ModelSpec,
+        tensors: Callable[[str], LazyTensor],
+        importance: Mapping[str, NDArray[np.float32]],
+        recipe: Recipe,
+        /,
+    ) -> Callable[[str], LazyTensor]:
+        """The changed model's tensors; importance, by linear weight, is of the model before."""
+        ...
+
+
 def available() -> tuple[str, ...]:
     """Names of the methods: the files of this folder."""
     return tuple(sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__"))
@@ -58,12 +76,19 @@ def find(method: str) -> Quantize:
 
 def find_settle(method: str) -> Settle | None:
     """The method's way with Hessians, if it has one; UsageError as `find`."""
-    find(method)
-    settle: Settle | None = getattr(importlib.import_module(f"{__name__}.{method}"), "settle", None)
-    return settle
+    return cast("Settle | None", _part(method, "settle"))
+
+
+def find_transform(method: str) -> Transform | None:
+    """What the method does to the model first, if anything; UsageError as `find`."""
+    return cast("Transform | None", _part(method, "transform"))
 
 
 def is_calibrated(method: str) -> bool:
     """Whether the method weighs errors by what a text shows; UsageError as `find`."""
+    return bool(_part(method, "CALIBRATED"))
+
+
+def _part(method: str, name: str) -> object:
     find(method)
-    return bool(getattr(importlib.import_module(f"{__name__}.{method}"), "CALIBRATED", False))
+    return getattr(importlib.import_module(f"{__name__}.{method}"), name, None)

@@ -10,6 +10,8 @@ Source: weighted least squares over a uniform grid; the objective is the diagona
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -47,6 +49,11 @@ def quantize(weight: Values, scheme: Scheme, importance: Values | None = None) -
         better = error < least
         least = np.where(better, error, least)
         best = np.where(better, trial[0], best[0]), _chosen(better, trial[1], best[1])
+    if not scheme.symmetric:
+        # A model that was fine-tuned for llama.cpp's Q4_0, or was one, lies on that grid: a block's own extreme has its scale.
+        plain = rtn.quantize(weight, replace(scheme, symmetric=True)).scales, np.zeros_like(first.zero_points)
+        better = _error(grouped, parts, *plain, scheme)[0] < least
+        best = np.where(better, plain[0], best[0]), _chosen(better, plain[1], best[1])
     codes = _error(grouped, parts, *best, scheme)[1]
     return QTensor(scheme, first.shape, codes.astype(np.int8), best[0], best[1])
 

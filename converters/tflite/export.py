@@ -32,7 +32,7 @@ from edgellm.spec import ModelSpec
 
 GRAPH_FILE = "model.tflite"
 SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
-BLOCKS = (32, 64, 128)
+BLOCKS = (0, 32, 64, 128)
 BLOCK_SIZE, KV = 32, "int8"
 AXES = ("batch", "kv_heads", "capacity", "head_dim")
 KEY_AXES_INT8 = ("batch", "kv_heads", "head_dim", "capacity")
@@ -144,7 +144,7 @@ class Store:
 def _check_grid(weight: Weight, scheme: Scheme) -> None:
     width = weight.tensor.shape[1]
     rows = scheme.block == 0 and width * scheme.bits % 8 == 0  # a row of codes fills its bytes
-    fits = rows or (scheme.bits == 4 and scheme.block in BLOCKS and width % scheme.block == 0)
+    fits = rows or (scheme.bits == 4 and scheme.block in BLOCKS[1:] and width % scheme.block == 0)
     if not scheme.symmetric or scheme.bits not in (4, 8) or not fits or scheme.scales == "float32":
         raise UsageError(
             f"'{weight.name}', {width} wide, cannot have {scheme.bits} bits in blocks of {scheme.block}",

@@ -37,20 +37,28 @@ class Target(click.ParamType[str]):
 @click.option(
     "--quant",
     type=click.Choice(["int4", "int8", "fp32"]),
-    default="int4",
-    show_default=True,
-    help="Bits of the linear weights; under int4 the embedding and the head keep 8.",
+    help="Bits of the linear weights; under int4 the embedding and the head keep 8. [default: what --recipe says, or int4]",
 )
 @click.option(
     "--method",
-    help="How weights are rounded: rtn; imatrix, which weighs errors by a text; gptq, which makes up for them as well. "
-    "[default: imatrix for int4, else rtn]",
+    metavar="[rtn|imatrix|awq|gptq]",
+    help="How weights are rounded: to nearest, or by what a text shows of the model. [default: gptq for int4, else rtn; codes "
+    "that the source brings, on a grid that the runtime has, are kept as they are]",
 )
 @click.option(
     "--block-size",
     type=click.Choice(["0", "16", "32", "64", "128"]),
     help="Weights that share a scale: small is closer to the source, large is faster; 0 is a whole row (tflite, and the "
     "default and only choice of tflite-compat; elsewhere 32).",
+)
+@click.option(
+    "--recipe", type=click.Path(path_type=Path), metavar="FILE", help="TOML that gives some tensors other bits or blocks."
+)
+@click.option(
+    "--bpw",
+    type=click.FloatRange(min=1, max=16),
+    metavar="BITS",
+    help="Bits per linear weight, spent where they do most (int4). [default: a little more than all weights in 4 bits take]",
 )
 @click.option(
     "--kv",
@@ -79,34 +87,36 @@ def command(
     source: str,
     output: Path,
     target: str,
-    quant: str,
+    quant: str | None,
     method: str | None,
     block_size: str | None,
+    recipe: Path | None,
     kv: str | None,
     calibration: str | None,
     adapter: str | None,
     max_ram: int | None,
     max_context: int | None,
     revision: str | None,
+    bpw: float | None,
     preset: str,
     no_eval: bool,
     allow_degraded: bool,
 ) -> None:
     """Convert SOURCE (a .gguf file, a Hugging Face folder or a hub id) into a bundle."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
     from edgellm.conversion import Progress, convert
 
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     console = Console(stderr=True)
     started = time.perf_counter()
     with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("reading, calibrating", total=None)
 
         def show(progress: Progress) -> None:
-            bar.update(task, completed=progress.done_bytes, total=progress.total_bytes, description=progress.name)
+            bar.update(task, completed=progress.done, total=progress.total, description=progress.name)
 
         bundle = convert(
             source,
@@ -115,18 +125,22 @@ def command(
             quant=quant,
             method=method,
             block_size=None if block_size is None else int(block_size),
+            recipe=recipe,
             kv=kv,
             calibration=calibration,
             adapter=adapter,
             max_ram=max_ram,
             max_context=max_context,
             revision=revision,
+            bits_per_weight=bpw,
             preset=preset,
             evaluate=not no_eval,
             allow_degraded=allow_degraded,
             progress=show,
         )
     elapsed = time.perf_counter() - started
-    click.echo(f"{output}: {bundle.spec.architecture}, {quant}, {readable(bundle.size())}, made in {elapsed:.1f} s")
+    click.echo(
+        f"{output}: {bundle.spec.architecture}, {bundle.recipe.name}, {readable(bundle.size())}, made in {elapsed:.1f} s"
+    )
     for line in said(bundle):
         click.echo(line)

@@ -41,7 +41,7 @@ def command(bundle: Path, litertlm: Path, max_context: int | None) -> None:
         task = bar.add_task("reading", total=None)
 
         def show(progress: Progress) -> None:
-            bar.update(task, completed=progress.done_bytes, total=progress.total_bytes, description=progress.name)
+            bar.update(task, completed=progress.done, total=progress.total, description=progress.name)
 
         file = export_litertlm(bundle, litertlm, max_context=max_context, progress=show)
     elapsed = time.perf_counter() - started

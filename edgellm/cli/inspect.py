@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from edgellm.errors import plain
 if TYPE_CHECKING:
     from edgellm.bundle import Bundle
     from edgellm.card import Card
-    from edgellm.scheme import Recipe, Scheme
+    from edgellm.scheme import Recipe, Rule, Scheme
     from edgellm.spec import ModelSpec
 
 CONTEXTS = (512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
@@ -38,6 +39,7 @@ class Facts:
     Attributes:
         needs: what each graph of a bundle takes, by runtime; of a source, what each `--quant` would.
         files: name to bytes, for a bundle.
+        tensors: bits, block and method of every matrix, by what `needs` is by.
         fidelity: a bundle's card, if it has one.
     """
 
@@ -48,6 +50,7 @@ class Facts:
     needs: Mapping[str, Need]
     files: Mapping[str, int]
     details: Mapping[str, str]
+    tensors: Mapping[str, Mapping[str, Mapping[str, Any]]]
     fidelity: Card | None = None
 
     def fits(self, available: int | None) -> list[dict[str, Any]]:
@@ -85,7 +88,7 @@ def _of_bundle(bundle: Bundle) -> Facts:
 
     choice = choose(bundle)
     details = {"recipe": bundle.recipe.name, "method": bundle.recipe.method, "made by": bundle.producer}
-    details |= {name: _grids(bundle.recipe_of(graph)) for name, graph in bundle.graphs.items()}
+    details |= {name: _grids(bundle.recipe_of(graph), bundle.spec) for name, graph in bundle.graphs.items()}
     details["default"] = f"{choice.name}; {choice.reason}"
     details |= {f"fidelity of {name}": line for name, line in verdicts(bundle).items()}
     if bundle.provenance.revision:
@@ -100,14 +103,18 @@ def _of_bundle(bundle: Bundle) -> Facts:
         needs={name: Need(weight_bytes(bundle, graph), kv_bytes_per_token(graph)) for name, graph in bundle.graphs.items()},
         files={name: entry.size for name, entry in bundle.files.items()},
         details=details,
+        tensors={name: _tensors(bundle.recipe_of(graph), bundle.spec) for name, graph in bundle.graphs.items()},
         fidelity=bundle.fidelity,
     )
 
 
-def _grids(recipe: Recipe) -> str:
-    """The grids of a recipe, most bits last: what "int4" is in one runtime is not quite what it is in another."""
-    schemes = sorted({rule.scheme for rule in recipe.rules if rule.scheme}, key=lambda scheme: (scheme.bits, scheme.block))
-    return "; ".join([*map(_grid, schemes)] or ["float32"]) + ("; cache in 8 bits" if recipe.kv == 8 else "")
+def _grids(recipe: Recipe, spec: ModelSpec) -> str:
+    """The grids of a recipe, fewest bits first, and how many matrices are on each: what "int4" is differs by runtime."""
+    grids = Counter((rule.scheme, rule.method) for rule in _rules(recipe, spec).values() if rule is not None and rule.scheme)
+    order = sorted(grids, key=lambda grid: (grid[0].bits, grid[0].block, grid[1] or ""))
+    texts = [f"{_grid(scheme)}{', ' + method if method else ''} (tensors: {grids[scheme, method]})" for scheme, method in order]
+    texts += [f"by {recipe.method}"] if any(method is None for _, method in grids) else []
+    return "; ".join(texts or ["float32"]) + ("; cache in 8 bits" if recipe.kv == 8 else "")
 
 
 def _grid(scheme: Scheme) -> str:
@@ -115,18 +122,42 @@ def _grid(scheme: Scheme) -> str:
     return f"{scheme.bits} bits {scales}{'' if scheme.symmetric else ' with zero points'}"
 
 
+def _rules(recipe: Recipe, spec: ModelSpec) -> dict[str, Rule | None]:
+    """What the recipe says of every matrix."""
+    from edgellm.converters.recipes import matrices
+
+    return {name: recipe.rule(name) for name in matrices(spec)}
+
+
+def _tensors(recipe: Recipe, spec: ModelSpec) -> dict[str, dict[str, Any]]:
+    """Bits, block and method of every matrix."""
+    tensors = {}
+    for name, rule in _rules(recipe, spec).items():
+        scheme = None if rule is None else rule.scheme
+        own = None if rule is None or scheme is None else rule.method or recipe.method
+        bits, block = (32, None) if scheme is None else (scheme.bits, scheme.block)
+        tensors[name] = {"bits": bits, "block": block, "symmetric": None if scheme is None else scheme.symmetric, "method": own}
+    return tensors
+
+
 def _of_source(source: str, revision: str | None) -> Facts:
     """What each `--quant` would make of a source; nothing is converted, the layout of the weights tells."""
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.onnx import export as onnx
-    from edgellm.converters.recipes import QUANTS, recipe
+    from edgellm.converters.recipes import QUANTS, carried_over, matrices, recipe
     from edgellm.runtimes.memory import kv_bytes_per_token
 
     with open_checkpoint(source, revision=revision) as checkpoint:
         spec, tensors = describe(checkpoint, None)
-        plans = {quant: onnx.plan(spec, tensors, recipe(quant, "rtn", 32, onnx.grid)) for quant in QUANTS}
-        details = {"tensors": str(len(checkpoint.names()))}
+        recipes = {
+            quant: carried_over(
+                recipe(quant, None, onnx.BLOCK_SIZE, onnx.grid), matrices(spec), tensors, onnx.grid, onnx.BLOCKS, asked=()
+            )
+            for quant in QUANTS
+        }
+        plans = {quant: onnx.plan(spec, tensors, own) for quant, own in recipes.items()}
+        details = {"tensors": str(len(checkpoint.names()))} | {quant: _grids(own, spec) for quant, own in recipes.items()}
         if checkpoint.provenance.revision:
             details["revision"] = checkpoint.provenance.revision
         return Facts(
@@ -137,6 +168,7 @@ def _of_source(source: str, revision: str | None) -> Facts:
             needs={quant: Need(made.layout.size, kv_bytes_per_token(made.graph)) for quant, made in plans.items()},
             files={},
             details=details,
+            tensors={quant: _tensors(own, spec) for quant, own in recipes.items()},
         )
 
 
@@ -147,6 +179,7 @@ def _as_json(facts: Facts, available: int | None) -> dict[str, Any]:
         "license": facts.license,
         "spec": dataclasses.asdict(facts.spec),
         "details": facts.details,
+        "tensors": facts.tensors,
         "weights": {name: need.weights for name, need in facts.needs.items()},
         "files": facts.files,
         "fidelity": None if facts.fidelity is None else dataclasses.asdict(facts.fidelity),

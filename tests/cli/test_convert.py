@@ -6,10 +6,13 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import edgellm as library
 from edgellm.bundle import Bundle
 from edgellm.converters import targets
+from edgellm.scheme import Scheme
 from tests import synthetic
 from tests.cli.conftest import edgellm, start
 
@@ -146,3 +149,59 @@ def test_ctrl_c_leaves_nothing_behind(tmp_path: Path, tmp_path_factory: pytest.T
         stdout, stderr = process.communicate(timeout=60)
     assert (process.returncode, stdout, stderr) == (130, b"", b"interrupted\n")
     assert list(tmp_path.iterdir()) == []
+
+
+RECIPE = """
+base = "int8"
+[[rule]]
+tensors = ["v", "down"]
+layers = "last 1"
+bits = 4
+block = 32
+"""
+
+
+def test_a_recipe_file_serves_every_target_on_its_own_grids(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+    result = edgellm("convert", source, "-o", tmp_path / "out", "--recipe", tmp_path / "r.toml", "--target", "both")
+    assert result.exit_code == 0, result.output
+    assert "llama, int8," in result.stdout
+    bundle = Bundle.open(tmp_path / "out")
+    onnx, tflite = (bundle.recipe_of(bundle.graphs[name]) for name in ("onnx", "tflite"))
+    for name in ("layers.1.v.weight", "layers.1.down.weight"):
+        assert onnx.scheme(name) == Scheme(4, 32, symmetric=False)
+        assert tflite.scheme(name) == Scheme(4, 32, scales="positive bfloat16")
+    assert onnx.scheme("layers.0.v.weight") == Scheme(8, 32)
+    assert tflite.scheme("layers.0.v.weight") == Scheme(8, 0, scales="positive")
+    logits = []
+    for name in ("onnx", "tflite"):
+        with library.load(tmp_path / "out", runtime=name) as llm:
+            logits.append(llm.session().logits([5, 9, 40, 77, 8]))
+    assert np.corrcoef(logits[0].ravel(), logits[1].ravel())[0, 1] > 0.95
+
+
+def test_quant_goes_before_the_files_base(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text(RECIPE, encoding="utf-8")
+    edgellm("convert", source, "-o", tmp_path / "out", "--recipe", tmp_path / "r.toml", "--quant", "fp32")
+    recipe = Bundle.open(tmp_path / "out").recipe
+    assert recipe.name == "fp32"
+    assert recipe.scheme("layers.0.v.weight") is None
+    assert recipe.scheme("layers.1.v.weight") == Scheme(4, 32, symmetric=False)
+    assert recipe.method == "imatrix"
+    assert recipe.calibration is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "target", "words"),
+    [
+        ("[[rule]]\nbits = 3", "onnx", "rule 1: bits: 3 is not a number of bits"),
+        ("[[rule]]\nbits = 4\nblock = 16", "both", "rule 1: block: tflite has no blocks of 16; choose one of 0, 32, 64, 128"),
+        ("[[rule]]\nbits = 4\nlayers = 2", "onnx", "rule 1: layers: '2' is not in a model of 2 layers"),
+    ],
+)
+def test_a_recipe_that_cannot_be_met_leaves_nothing(source: Path, tmp_path: Path, text: str, target: str, words: str) -> None:
+    (tmp_path / "r.toml").write_text(text, encoding="utf-8")
+    result = edgellm("convert", source, "-o", tmp_path / "out", "--recipe", tmp_path / "r.toml", "--target", target)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"r.toml: {words}" in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["r.toml"]

@@ -17,6 +17,7 @@ import edgellm as library
 from edgellm.benchmarks.machine import peak_rss
 from edgellm.bundle import Bundle
 from edgellm.runtimes.preference import remember
+from tests import packed_folder, tiny_folder
 from tests.cli.conftest import ROOT, edgellm, start
 
 
@@ -45,12 +46,32 @@ def test_inspect_shows_both_graphs(both: Path, tmp_path: Path, monkeypatch: pyte
         assert row["total"] == {name: weights + row["kv"][name] for name, weights in value["weights"].items()}
         assert row["kv"]["tflite"] == 2 * 2 * 2 * 16 * row["context"], "a byte a value"
     text = edgellm("inspect", both).stdout
-    assert "\nonnx        4 bits in blocks of 32 with zero points; 8 bits in blocks of 64\n" in text
-    assert "\ntflite      4 bits in blocks of 32; 8 bits a scale a row; cache in 8 bits\n" in text
+    tables = "(tensors: 2); by imatrix"
+    assert f"\nonnx        4 bits in blocks of 32 with zero points (tensors: 14); 8 bits in blocks of 64 {tables}\n" in text
+    assert f"\ntflite      4 bits in blocks of 32 (tensors: 14); 8 bits a scale a row {tables}; cache in 8 bits\n" in text
     assert "\ndefault     onnx; none is measured here, 'edgellm bench' finds the fastest\n" in text
     remember(Bundle.open(both), {"onnx": 10.0, "tflite": 12.5})
     text = edgellm("inspect", both).stdout
     assert "\ndefault     tflite; it decodes 12.5 tokens/s here, onnx 10.0 ('edgellm bench')\n" in text
+
+
+def test_inspect_says_how_each_tensor_is_stored(tmp_path: Path) -> None:
+    """Of a source that is quantized already and of the bundle it becomes: what is carried over is called so."""
+    folder = tiny_folder.write(tmp_path / "source")
+    packed_folder.pack(folder, "awq", 32)
+    (tmp_path / "r.toml").write_text('[[rule]]\ntensors = "v"\nlayers = 1\nbits = 32\n', encoding="utf-8")
+    assert edgellm("convert", folder, "-o", tmp_path / "out", "--recipe", tmp_path / "r.toml").exit_code == 0
+    source = json.loads(edgellm("inspect", folder, "--json").stdout)
+    bundle = json.loads(edgellm("inspect", tmp_path / "out", "--json").stdout)
+    imported = {"bits": 4, "block": 32, "symmetric": False, "method": "imported"}
+    table = {"bits": 8, "block": 64, "symmetric": True, "method": "imatrix"}
+    plain = {"bits": 32, "block": None, "symmetric": None, "method": None}
+    linears = [f"layers.{layer}.{name}.weight" for layer in (0, 1) for name in ("q", "k", "v", "o", "gate", "up", "down")]
+    wanted = {"embed.weight": table, **dict.fromkeys(linears, imported), "head.weight": table}
+    assert source["tensors"]["int4"] == wanted
+    assert bundle["tensors"] == {"onnx": wanted | {"layers.1.v.weight": plain}}
+    text = edgellm("inspect", tmp_path / "out").stdout
+    assert "4 bits in blocks of 32 with zero points, imported (tensors: 13)" in text
 
 
 def test_what_a_source_would_take_is_what_its_bundles_take(source: Path, bundle: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.converters.weights import Affine, InMemory, LazyTensor, RowRange, Stacked, Unpermuted
+from edgellm.converters.weights import Affine, Array, InMemory, LazyTensor, RowRange, Stacked, Unpermuted, Unsettled
+from edgellm.scheme import QTensor, Scheme
 
 MATRIX = np.random.default_rng(0).standard_normal((48, 5)).astype(np.float32)
 VECTOR = MATRIX[:, 0].copy()
@@ -55,3 +56,57 @@ def test_slices_cover_the_tensor_within_the_bound(max_bytes: int) -> None:
     slices = list(tensor.slices(max_bytes))
     assert [row for start, stop in slices for row in range(start, stop)] == list(range(len(MATRIX)))
     assert all(stop - start == 1 or (stop - start) * 20 <= max_bytes for start, stop in slices)
+
+
+GRID = Scheme(4, 32, symmetric=False)
+
+
+class Settled(LazyTensor):
+    """Random codes: what a checkpoint has of its own."""
+
+    def __init__(self, rows: int) -> None:
+        rng = np.random.default_rng(rows)
+        self.shape = (rows, 64)
+        self.codes = rng.integers(-8, 8, (rows, 2, 32)).astype(np.int8)
+        self.scales = rng.standard_normal((rows, 2)).astype(np.float32)
+        self.zeros = rng.integers(-8, 8, (rows, 2)).astype(np.int8)
+
+    def rows(self, start: int, stop: int) -> Array:
+        found = self.on_grid(GRID, start, stop)
+        assert found is not None
+        return found.dequantize()
+
+    def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
+        if scheme != GRID:
+            return None
+        codes, scales, zeros = self.codes[start:stop], self.scales[start:stop], self.zeros[start:stop]
+        return QTensor(GRID, (stop - start, 64), codes, scales, zeros)
+
+
+KEEPING: dict[str, LazyTensor] = {
+    "rows": RowRange(Settled(48), 7, 31),
+    "unpermuted": Unpermuted(Settled(48), 3),
+    "unpermuted rows": Unpermuted(RowRange(Settled(48), 8, 40), 2),
+    "halved": Affine(Settled(48), -0.5),
+    "scaled": Affine(Settled(48), 0.22),
+}
+
+
+@pytest.mark.parametrize("name", KEEPING)
+@given(data=st.data())
+def test_codes_pass_through_what_moves_or_scales_rows(name: str, data: st.DataObject) -> None:
+    """They stand for the very rows that the tensor gives as floats; of a factor float32's rounding may show."""
+    tensor = KEEPING[name]
+    start = data.draw(st.integers(0, tensor.shape[0]))
+    stop = data.draw(st.integers(start, tensor.shape[0]))
+    found = tensor.on_grid(GRID, start, stop)
+    assert found is not None
+    assert found.shape == (stop - start, 64)
+    np.testing.assert_allclose(found.dequantize(), tensor.rows(start, stop), rtol=2e-7 if name == "scaled" else 0)
+    assert tensor.on_grid(Scheme(4, 32), start, stop) is None
+
+
+@pytest.mark.parametrize("tensor", [Affine(Settled(8), shift=1), Unsettled(Settled(8)), InMemory(MATRIX)])
+def test_what_changes_values_has_no_codes(tensor: LazyTensor) -> None:
+    assert tensor.on_grid(GRID, 0, 0) is None
+    assert tensor.array().shape == tensor.shape

@@ -21,7 +21,7 @@ CONVERT = """
 import sys
 from edgellm.conversion import convert
 def show(progress):
-    print(progress.done_bytes, flush=True)
+    print(progress.done, flush=True)
 convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]) or None, target=sys.argv[4], evaluate=False, progress=show)
 """
 CONVERT_AND_WATCH = """
@@ -64,7 +64,7 @@ def test_the_bundle_is_whole(source: Path, tmp_path: Path, quant: str) -> None:
     seen: list[Progress] = []
     bundle = convert(source, tmp_path / "out", quant=quant, progress=seen.append)
     bundle.verify()
-    assert seen[-1].done_bytes == seen[-1].total_bytes
+    assert seen[-1].done == seen[-1].total
     assert left_in(tmp_path) == ["out"]
     assert {entry.name for entry in bundle.path.iterdir()} == {"edgellm.json", *bundle.files}
     assert {"model.onnx", "model.onnx.data", "tokenizer.json", "genai_config.json"} <= set(bundle.files)

@@ -111,9 +111,9 @@ def test_progress_counts_the_source_once(source: Path, tmp_path: Path) -> None:
     seen: dict[str, list[Progress]] = {"onnx": [], "both": []}
     for target, progress in seen.items():
         convert(source, tmp_path / target, target=target, progress=progress.append)
-        assert [each.done_bytes for each in progress] == sorted({each.done_bytes for each in progress})
-        assert progress[-1].done_bytes == progress[-1].total_bytes
-    assert seen["both"][-1].total_bytes == seen["onnx"][-1].total_bytes
+        assert [each.done for each in progress] == sorted({each.done for each in progress})
+        assert progress[-1].done == progress[-1].total
+    assert seen["both"][-1].total == seen["onnx"][-1].total
 
 
 def test_a_bundle_with_one_graph_says_its_recipe_once(source: Path, tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_source_that_is_damaged_leaves_nothing(tmp_path: Path) -> None:
 
 def test_interrupted_it_leaves_nothing(source: Path, tmp_path: Path) -> None:
     def interrupt(progress: Progress) -> None:
-        if progress.done_bytes == progress.total_bytes:
+        if progress.done == progress.total:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

@@ -129,6 +129,20 @@ def test_the_graph_is_lean(tmp_path: Path) -> None:
     assert "Reshape" not in counts
 
 
+@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+def test_a_value_projection_of_other_bits_leaves_two_products(architecture: str) -> None:
+    """Q and K stay one, V is alone: nothing else is split."""
+    source = tiny(architecture, "plain")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    rules = (Rule("layers.*.v.weight", Scheme(8, 32)), Rule("layers.*.weight", Scheme(4, 32)))
+    plan = export.plan(spec, tensors, Recipe("x", "rtn", rules))
+    products = [node.input[1] for node in plan.model.graph.node if node.op_type == "MatMulNBits"]
+    parts = ("q.weight+{0}k.weight", "v.weight", "o.weight", "gate.weight+{0}up.weight", "down.weight")
+    roots = [f"layers.{layer}." for layer in range(3)]
+    assert products == [root + part.format(root) + ".codes" for root in roots for part in parts]
+    assert [node.op_type for node in plan.model.graph.node].count("Split") == 2 * 3
+
+
 def test_logits_are_declared_for_one_position(tmp_path: Path) -> None:
     """onnxruntime-genai allocates one row of logits only when the graph says so."""
     spec, checkpoint = plain_llama(tied=False)

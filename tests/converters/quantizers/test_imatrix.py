@@ -7,6 +7,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType, quants
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -98,3 +99,23 @@ def test_eight_bits_are_rounded_to_nearest() -> None:
     weight = np.random.default_rng(3).normal(size=(4, 64)).astype(np.float32)
     ours, theirs = imatrix.quantize(weight, Scheme(8, 32), np.ones(64, np.float32)), rtn.quantize(weight, Scheme(8, 32))
     np.testing.assert_array_equal(ours.codes, theirs.codes)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_a_model_that_was_trained_for_q4_0_keeps_its_grid(dtype: Any) -> None:
+    """Floats on llama.cpp's grid, as quantization-aware fine-tunes are published: their values stay, whatever weighs more."""
+    rng = np.random.default_rng(3)
+    packed = quants.quantize(rng.standard_normal((16, 96)).astype(np.float32), GGMLQuantizationType.Q4_0)
+    lattice = quants.dequantize(packed, GGMLQuantizationType.Q4_0)
+    stored = lattice.astype(dtype).astype(np.float32)
+    importance = np.exp(2 * rng.standard_normal(96)).astype(np.float32)
+    made = imatrix.quantize(stored, Scheme(4, 32, symmetric=False), importance)
+    np.testing.assert_allclose(made.dequantize(), lattice, rtol=0 if dtype is np.float32 else 2**-8)
+
+
+def test_other_models_are_not_pulled_to_it() -> None:
+    """Where a block has no such grid its zero point stays: one-sided values need it."""
+    weight = (np.random.default_rng(0).random((8, 64)) + 0.5).astype(np.float32)
+    made = imatrix.quantize(weight, Scheme(4, 32, symmetric=False))
+    assert made.zero_points is not None
+    assert (made.zero_points == -8).all()

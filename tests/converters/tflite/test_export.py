@@ -12,6 +12,7 @@ from edgellm.converters.architectures import describe
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.recipes import recipe
 from edgellm.converters.tflite import export
+from edgellm.converters.tflite.stored import read_weights
 from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
 from edgellm.errors import SourceError, UsageError
 from edgellm.scheme import Recipe, Rule, Scheme
@@ -144,6 +145,8 @@ def test_a_recipe_may_mix_grids(tmp_path: Path) -> None:
         ),
     )
     session = tflite_model.exported(tmp_path, spec, tensors, mixed).session()
+    products = {name for name in read_weights(tmp_path / export.GRAPH_FILE) if name.startswith("layers.0.")}
+    assert {"layers.0.q.weight+layers.0.k.weight", "layers.0.v.weight", "layers.0.gate.weight"} <= products
     weights = on_grids(tensors, mixed)
     same = ReferenceModel(spec, weights, tflite_model.DynamicOps())
     plain = ReferenceModel(spec, on_grids(tensors, Recipe("fp32", "none")))

@@ -1,0 +1,104 @@
+"""What a user asks of a conversion's arithmetic, checked before a source is opened."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from edgellm.converters import calibration_text, quantizers, recipe_file, recipes
+from edgellm.converters.recipe_file import RecipeFile
+from edgellm.converters.targets import Target
+from edgellm.errors import UsageError
+from edgellm.scheme import Recipe
+
+MARGIN = 0.1  # bits per linear weight that are spent where they do most, beyond what the recipe gives all
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Quantization as somebody wants it.
+
+    Attributes:
+        quant: "int4", "int8" or "fp32".
+        method: as named; None takes the level's own, and keeps what the source brings.
+        block_size: None for the target's own.
+        kv: "fp32", "int8", or None for the target's own.
+        bits_per_weight: of the linears, for a search of mixed precision; None for a little more than the recipe's.
+        file: the recipe file.
+        text: to calibrate on; None takes the one that comes with edgellm.
+    """
+
+    quant: str
+    method: str | None
+    block_size: int | None
+    kv: str | None
+    bits_per_weight: float | None
+    file: RecipeFile
+    text: str | None
+
+    @classmethod
+    def read(
+        cls,
+        *,
+        quant: str | None,
+        method: str | None,
+        block_size: int | None,
+        kv: str | None,
+        bits_per_weight: float | None,
+        recipe: str | os.PathLike[str] | None,
+        calibration: str | os.PathLike[str] | None,
+        preset: str,
+    ) -> Choices:
+        """From the arguments of `edgellm.convert`; UsageError for what makes no sense."""
+        file = recipe_file.NONE if recipe is None else recipe_file.read(recipe)
+        text = calibration_text.chosen(calibration)
+        quant = quant or file.base or "int4"
+        if quant not in recipes.QUANTS:
+            raise UsageError(
+                f"unknown quantization '{quant}'", where="--quant", fix=f"choose one of {', '.join(recipes.QUANTS)}"
+            )
+        if method is not None:
+            quantizers.find(method)
+        if preset == "fast":
+            method = method or ("rtn" if quant != "fp32" else None)
+        if calibration == calibration_text.NO_TEXT:
+            method, kv = calibration_text.without(method, kv)
+        if bits_per_weight is not None:
+            _check_budget(quant, method, file)
+        return cls(quant, method, block_size, kv, bits_per_weight, file, text)
+
+    @property
+    def rounding(self) -> str:
+        """The method that rounds what nobody settled."""
+        return self.method or recipes.METHODS.get(self.quant, "rtn")
+
+    @property
+    def wants_mixed(self) -> bool:
+        """Whether a search says who gets more bits: when asked, and by default where errors are weighed anyway."""
+        if self.bits_per_weight is not None:
+            return True
+        return self.quant == "int4" and self.method is None and self.block_size is None and self.file == recipe_file.NONE
+
+    def size(self, target: Target) -> int:
+        """Weights that share a scale."""
+        return target.BLOCK_SIZE if self.block_size is None else self.block_size
+
+    def recipes(self, targets: Mapping[str, Target]) -> dict[str, Recipe]:
+        """What every tensor gets, by target, as far as the model has no say in it; UsageError for blocks that there are not."""
+        found = {}
+        for name, target in targets.items():
+            kv = self.kv or ("fp32" if self.quant == "fp32" else target.KV)
+            found[name] = recipes.recipe(self.quant, self.method, self.size(target), target.grid, kv)
+            self.file.check(name, target.grid, target.BLOCKS)
+        return found
+
+
+def _check_budget(quant: str, method: str | None, file: RecipeFile) -> None:
+    where = "--bpw"
+    if quant != "int4":
+        raise UsageError("a budget of bits is for int4", where=where, fix="leave it out, or use --quant int4")
+    if not quantizers.is_calibrated(method or recipes.METHODS[quant]):
+        raise UsageError(f"'{method}' has no text to find out where bits count", where=where, fix="leave out --method")
+    if file != recipe_file.NONE:
+        raise UsageError("a recipe file says who gets how many bits", where=where, fix="leave out one of the two")

@@ -1,0 +1,166 @@
+"""Rotated models are the same functions, in numpy and in the graphs, and have no outlying channels."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgellm.converters.architectures import describe
+from edgellm.converters.architectures.base import tensor_shapes
+from edgellm.converters.numpy_ops import ReferenceModel
+from edgellm.converters.onnx import export as onnx_export
+from edgellm.converters.recipes import recipe
+from edgellm.converters.tflite import export as tflite_export
+from edgellm.converters.transforms import rotation
+from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
+from edgellm.errors import UsageError
+from edgellm.scheme import Recipe, Rule
+from edgellm.spec import ModelSpec
+from tests import onnx_model, tflite_model
+from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
+
+IDS = np.random.default_rng(7).integers(3, 131, 24)
+POST_NORMS = {"gemma2", "gemma3", "olmo2"}
+Array = NDArray[np.float32]
+
+
+def close(got: Array, wanted: Array) -> None:
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=1e-4 * max(1.0, float(np.abs(wanted).max())))
+
+
+def opened(architecture: str, variant: str) -> tuple[ModelSpec, rotation.Tensors]:
+    source = tiny(architecture, variant)
+    return describe(MemoryCheckpoint(source.config, source.state))
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_logits_stay_as_transformers_has_them(architecture: str, variant: str, seed: int) -> None:
+    spec, tensors = rotation.apply(*opened(architecture, variant), seed)
+    ours = ReferenceModel(spec, lambda name: Weight(name, tensors(name))).logits(IDS)
+    close(ours, torch_logits(tiny(architecture, variant).model, IDS))
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+def test_logits_of_the_onnx_graph(architecture: str, variant: str, tmp_path: Path) -> None:
+    spec, tensors = rotation.apply(*opened(architecture, variant))
+    wanted = torch_logits(tiny(architecture, variant).model, IDS)
+    model = onnx_model.exported(tmp_path, spec, tensors)
+    close(model.run(IDS.tolist(), 0), wanted)
+    model.length = 9
+    close(model.run(IDS[9:12].tolist()), wanted[11:12])
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+def test_logits_of_the_tflite_graph(architecture: str, variant: str, tmp_path: Path) -> None:
+    spec, tensors = rotation.apply(*opened(architecture, variant))
+    wanted = torch_logits(tiny(architecture, variant).model, IDS)
+    session = tflite_model.exported(tmp_path, spec, tensors).session()
+    close(session.logits(IDS.tolist()), wanted)
+
+
+@pytest.mark.parametrize("quant", ["int4", "int8"])
+def test_a_tied_heads_linear_is_quantized_in_graphs_as_in_numpy(quant: str, tmp_path: Path) -> None:
+    """In 8 bits, also where the rest has 4; and it costs little there, though gammas go from 0 to 2."""
+    spec, tensors = rotation.apply(*opened("qwen2", "plain"))
+    chosen = recipe(quant, "rtn", 32, onnx_export.grid)
+    assert [rule.scheme.bits for rule in chosen.rules if rule.pattern == "final.weight" and rule.scheme] == [8]
+    got = onnx_model.exported(tmp_path, spec, tensors, chosen).run(IDS.tolist(), 0)
+    close(got, ReferenceModel(spec, on_grids(tensors, chosen)).logits(IDS))
+
+    final = Recipe("final", "rtn", (Rule("final.weight", tflite_export.grid(8, 0)),))
+    plain = torch_logits(tiny("qwen2", "plain").model, IDS)
+    same = ReferenceModel(spec, on_grids(tensors, final), tflite_model.DynamicOps()).logits(IDS)
+    told = tflite_model.exported(tmp_path, spec, tensors, final).session().logits(IDS.tolist())
+    np.testing.assert_allclose(told, same, rtol=0, atol=2e-3)
+    assert 0 < np.abs(same - plain).max() < 0.02 * np.abs(plain).max()
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+def test_every_tensor_keeps_its_shape_and_only_what_should_change_does(architecture: str, variant: str) -> None:
+    spec, tensors = opened(architecture, variant)
+    turned_spec, turned = rotation.apply(spec, tensors)
+    for name, shape in tensor_shapes(turned_spec).items():
+        assert turned(name).shape == shape
+        assert turned(name) is turned(name)  # so that two graphs of one bundle read it once
+        if name != "final.weight":
+            part = name.split(".")[-2]
+            changed = not np.array_equal(turned(name).array(), tensors(name).array())
+            in_stream = {"embed", "norm", "head", "attn_norm", "mlp_norm", "q", "k", "gate", "up", "down", "o", "v"}
+            wanted = {"v", "o"} if architecture in POST_NORMS else in_stream
+            if name.endswith(".bias"):
+                wanted = {"v"} if architecture in POST_NORMS else {"v", "o", "down"}
+            assert changed == (part in wanted), name
+
+
+def test_norms_behind_sub_layers_forbid_it() -> None:
+    for architecture, variant in CASES:
+        spec, tensors = opened(architecture, variant)
+        if architecture in POST_NORMS:
+            assert rotation.fits(spec)
+            with pytest.raises(UsageError, match=f"{architecture}.*norms"):
+                rotation.residual(spec, tensors)
+        else:
+            assert rotation.fits(spec) is None
+            assert rotation.residual(spec, tensors)[0].final_linear == spec.tied_head
+
+
+def test_a_model_is_not_rotated_twice() -> None:
+    spec, tensors = rotation.residual(*opened("qwen2", "plain"))
+    with pytest.raises(UsageError, match="already"):
+        rotation.residual(spec, tensors)
+
+
+def small(values: dict[str, Array], *, tied: bool = True) -> tuple[ModelSpec, rotation.Tensors]:
+    """Two channels, whatever the tiny spec says else."""
+    spec, _ = opened("qwen2" if tied else "llama", "plain")
+    return spec, lambda name: InMemory(values[name])
+
+
+def test_the_matrix_of_a_tied_head_by_hand() -> None:
+    """R = diag(s) [[a, a], [a, -a]] with a = 1/√2 gives R.T diag(1, 7) R = [[4, -3], [-3, 4]], whatever the signs are.
+
+    The root mean square of 1 and 7 is 5, so that is 5 (I + [[-1, -3], [-3, -1]] / 5).
+    """
+    spec, tensors = small({"norm.weight": np.array([1, 7], np.float32), "embed.weight": np.eye(2, dtype=np.float32)})
+    for seed in range(4):
+        turned_spec, turned = rotation.residual(replace(spec, hidden_size=2), tensors, seed)
+        assert turned_spec.final_linear
+        np.testing.assert_allclose(turned("final.weight").array(), [[-0.2, -0.6], [-0.6, -0.2]], atol=1e-6)
+        assert turned("norm.weight").array().tolist() == [5, 5]
+        assert np.allclose(np.abs(turned("embed.weight").array()), 0.5**0.5)
+
+
+def test_gamma_is_folded_before_rotating() -> None:
+    """A row that reads one channel, whose gamma is 4, reads all four channels with 4 / √4 afterwards."""
+    row = np.array([[0, 0, 1, 0]], np.float32)
+    gamma = np.array([1, 2, 4, 8], np.float32)
+    spec, tensors = small({"layers.1.up.weight": row, "layers.1.mlp_norm.weight": gamma})
+    _, turned = rotation.residual(replace(spec, hidden_size=4), tensors)
+    assert np.allclose(np.abs(turned("layers.1.up.weight").array()), 2)
+    assert turned("layers.1.mlp_norm.weight").array().tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(("architecture", "variant"), [("llama", "plain"), ("qwen2", "plain"), ("phi3", "plain")])
+def test_an_outlying_channel_is_shared_out(architecture: str, variant: str) -> None:
+    """Channel 5 of the stream and of each head's values is a hundred times the others; no channel is afterwards."""
+    spec, tensors = opened(architecture, variant)
+    d = spec.attention(0).head_dim
+
+    def outlying(name: str) -> LazyTensor:
+        values = tensors(name).array()
+        if name.split(".")[-2] in ("embed", "head"):
+            values[:, 5] *= 100
+        if name.split(".")[-2:] == ["v", "weight"]:
+            values[5::d] *= 100
+        return InMemory(values)
+
+    _, turned = rotation.apply(spec, outlying)
+    for axis, name in ((1, "embed.weight"), (0, "layers.0.v.weight")):
+        for tensor, even in ((outlying, False), (turned, True)):
+            sizes = np.linalg.norm(tensor(name).array(), axis=1 - axis)
+            assert (sizes.max() < 3 * sizes.mean()) == even
