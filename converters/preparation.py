@@ -18,6 +18,7 @@ from edgellm._version import __version__
 from edgellm.converters import allocation, calibration_text, quantizers, recipes
 from edgellm.converters.calibration import NOTHING, Calibration, calibrate, digest
 from edgellm.converters.choices import MARGIN, Choices
+from edgellm.converters.quantizers import imatrix
 from edgellm.converters.settling import Settler, needed_bytes
 from edgellm.converters.shelf import Shelf
 from edgellm.converters.statistics import Statistics
@@ -31,6 +32,7 @@ from edgellm.spec import ModelSpec
 Tensors = Callable[[str], LazyTensor]
 OnPhase = Callable[[str, float], None]  # what is done, and how much of it is
 DIAGONAL_TOKENS, HESSIAN_TOKENS = 2048, 12288  # what importance and ranges, and what Hessians need
+GRID_ROWS, TRAINED = 16, 5e-4  # rows that tell whether a weight lies on a grid: of others 4 bits lose 5e-3 and more
 HELD = 1 << 30  # bytes of a layer's weights that are kept while windows go by
 
 
@@ -98,8 +100,12 @@ def prepare(
     tensors = tensors if choices.method is None else cache(_unsettled(tensors))
     chosen = _recipes(choices, targets, spec, tensors)
     method = choices.rounding
-    if choices.method is None and quantizers.find_settle(method) is not None and _needed(spec, tensors, limits):
-        method = "imatrix"  # the next best, for what memory was allowed
+    if (
+        choices.method is None
+        and quantizers.find_settle(method) is not None
+        and (_needed(spec, tensors, limits) or all(_was_trained_for(recipe, tensors, spec) for recipe in chosen.values()))
+    ):
+        method = "imatrix"  # the next best, for what memory was allowed; the best, for what lies on the grid already
         chosen = {
             name: recipe if recipe.method == IMPORTED else replace(recipe, method=method) for name, recipe in chosen.items()
         }
@@ -143,6 +149,20 @@ def _rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool
         return quantizers.find_settle(method) is not None
     rows = any(rule.scheme is not None and rule.scheme.block == 0 for recipe in chosen.values() for rule in recipe.rules)
     return rows and rotation.fits(spec) is None
+
+
+def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:
+    """Whether linears lie on the recipe's grid already, or next to it: then any other basis would lose that."""
+    lost = whole = 0.0
+    for layer in sorted({0, len(spec.layers) // 2, len(spec.layers) - 1}):
+        for name in recipes.LINEARS:
+            weight = f"layers.{layer}.{name}.weight"
+            scheme = recipe.scheme(weight)
+            if scheme is not None and scheme.bits < 8:
+                rows = tensors(weight).rows(0, GRID_ROWS)
+                lost += float(np.square(imatrix.quantize(rows, scheme).dequantize() - rows).sum())
+                whole += float(np.square(rows).sum())
+    return whole > 0 and lost < TRAINED * whole
 
 
 def _mixed(

@@ -45,6 +45,17 @@ def unmeasured() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def short_text() -> Iterator[None]:
+    """Hessians of tiny models need no long text; test_real_models.py looks at the real thing."""
+    from edgellm.converters import preparation
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "HESSIAN_TOKENS", 600)
+        patch.setattr(preparation, "DIAGONAL_TOKENS", 300)
+        yield
+
+
 REAL_MODELS = {
     "smollm2": "SmolLM2-135M-Instruct.Q4_1.gguf",
     "qwen2.5": "qwen2.5-0.5b.gguf",
