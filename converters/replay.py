@@ -137,7 +137,7 @@ def replay(
         x = [_flat(each, lane.texts) for each, lane in zip(x, lanes, strict=True)]
         x = ops.norm(x, names("norm.weight"), spec.norm_eps)
         if spec.final_linear:
-            x = ops.linears(x, [Linear(names("final.weight"))])[0]
+            x = ops.add(x, ops.linears(x, [Linear(names("final.weight"))])[0])
         head = "embed.weight" if spec.tied_head else "head.weight"
         hidden = ops.inputs(x, head)
         return [

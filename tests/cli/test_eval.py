@@ -13,8 +13,8 @@ import transformers
 
 from edgellm.benchmarks import texts
 from edgellm.bundle import Bundle
+from edgellm.cli._bits import bits_per_weight
 from edgellm.evaluation import evaluate
-from edgellm.linears import bits_per_weight
 from edgellm.scheme import Recipe, Rule, Scheme
 from tests import tiny_folder
 from tests.cli.conftest import edgellm
@@ -199,23 +199,24 @@ def test_inspect_shows_the_card(carded: Path) -> None:
     assert json.loads(edgellm("inspect", Path(__file__).parents[1] / "data" / "bundle-v1", "--json").stdout)["fidelity"] is None
 
 
-def test_convert_measures_unless_it_is_told_not_to(source: Path, tmp_path: Path) -> None:
+def test_convert_measures_unless_it_is_told_not_to(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The suite's own default is switched off here: by what a user types."""
     from click.testing import CliRunner
 
     from edgellm.cli import cli
 
+    coarse = tiny_folder.write_coarse(tmp_path_factory.mktemp("coarse") / "tiny")
     for name, options, said in (
         ("fast", ["--preset", "fast"], "onnx: measured; this method has no gate: KL "),
         ("none", ["--no-eval"], "onnx: not measured: not asked for"),
-        ("kept", ["--quant", "int4", "--allow-degraded"], "onnx: past its gate, kept because that was asked for"),
+        ("kept", ["--quant", "int8", "--allow-degraded"], "onnx: past its gate, kept because that was asked for"),
     ):
-        result = CliRunner().invoke(cli, ["convert", str(source), "-o", str(tmp_path / name), *options])
+        result = CliRunner().invoke(cli, ["convert", str(coarse), "-o", str(tmp_path / name), *options])
         assert result.exit_code == 0, result.output
         assert said in result.stdout
-    result = CliRunner().invoke(cli, ["convert", str(source), "-o", str(tmp_path / "refused")])
+    result = CliRunner().invoke(cli, ["convert", str(coarse), "-o", str(tmp_path / "refused"), "--quant", "int8"])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
-    assert "not kept, it lost too much: KL is 0." in result.stderr
+    assert "not kept, it lost too much: KL 0." in result.stderr
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fast", "kept", "none"]
 
 
@@ -247,7 +248,8 @@ def test_compare_puts_graphs_side_by_side(carded: Path, bundle: Path, source: Pa
 def test_bits_of_a_linear_weight(bundle: Path) -> None:
     """4-bit codes, a scale of 16 bits and a zero point of 4 for 32 of them; q and v of another grid count by their size."""
     spec = Bundle.open(bundle).spec
-    assert bits_per_weight(spec, Bundle.open(bundle).recipe) == pytest.approx(4 + 20 / 32)
+    plain = Recipe("int4", "rtn", (Rule("layers.*.weight", Scheme(4, 32, symmetric=False)),))
+    assert bits_per_weight(spec, plain) == pytest.approx(4 + 20 / 32)
     mixed = Recipe("int4", "rtn", (Rule("layers.*.v.weight", Scheme(8, 0)), Rule("layers.*.weight", Scheme(4, 32))))
     v, others = 32 * 64, 64 * 64 * 2 + 32 * 64 + 3 * 64 * 128
     expected = (v * (8 + 16 / 64) + others * (4 + 16 / 32)) / (v + others)
