@@ -51,7 +51,7 @@ class Stored:
 
 
 def linears(path: Path) -> Stored | None:
-    """Of a GGUF file or a bundle of one graph; None for a file of another kind.
+    """Of a GGUF file or a bundle with one graph, for onnxruntime or LiteRT; None for a file of another kind.
 
     Raises:
         RuntimeUnavailable: the package that reads the file is missing.
@@ -63,7 +63,9 @@ def linears(path: Path) -> Stored | None:
         return None
     bundle = Bundle.open(path)
     ((name, graph),) = bundle.graphs.items()
-    read = {"onnx": _of_onnx, "tflite": _of_tflite, "tflite_compat": _of_tflite}[name]
+    read = {"onnx": _of_onnx, "tflite": _of_tflite}.get(name)
+    if read is None:  # tflite-compat keeps its scales outside of the products
+        return None
     found = _sum(list(read(bundle.file(graph.file), bundle.spec.vocab_size)))
     if found.weights != _weights(bundle):
         what = f"{found.weights} weights in linears, not {_weights(bundle)}"

@@ -24,7 +24,8 @@ STYLE = {
 }
 MARKS = {"onnx": ("o", "tab:blue"), "tflite": ("s", "tab:orange")}  # ours, by runtime
 THEIR_MARK, THEIR_COLOR = "^", "0.35"
-PANEL = 5.0, 3.4  # inches
+PANEL = 4.5, 3.0  # inches
+ROOM = 1.1  # above the fastest, for its name
 
 
 def check(path: Path) -> None:
@@ -65,9 +66,8 @@ def _panel(axes: Any, every: Sequence[Point]) -> None:
     ours, theirs = split(every)
     line = frontier(theirs)
     if line:
-        high = max(each.kl for each in every)
-        kls = np.geomspace(line[0].kl, max(high, line[-1].kl), 100)
-        axes.plot(kls, [speed_at(min(kl, high), line) for kl in kls.tolist()], color=THEIR_COLOR, lw=0.8, ls="--")
+        kls = np.geomspace(line[0].kl, max(each.kl for each in every), 50)
+        axes.plot(kls, [speed_at(max(kl, line[0].kl), line) for kl in kls.tolist()], color=THEIR_COLOR, lw=0.8, ls="--")
     for imatrix, label in ((False, "llama.cpp"), (True, "llama.cpp, importance matrix")):
         some = [each for each in theirs if ("-imatrix" in each.engine) == imatrix]
         face = THEIR_COLOR if imatrix else "none"
@@ -80,7 +80,10 @@ def _panel(axes: Any, every: Sequence[Point]) -> None:
         axes.annotate(name, (each.kl, each.speed), xytext=(3, 3), textcoords="offset points", fontsize=5.5)
     if every:
         axes.set_xscale("log")
-        axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.minorticks_off()
+        axes.set_ylim(0, ROOM * max(each.speed for each in every))
         axes.legend(fontsize=6, loc="lower right", frameon=False)
 
 
