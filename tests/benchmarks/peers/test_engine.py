@@ -18,7 +18,20 @@ def test_peers_are_found_by_their_files() -> None:
     assert chosen == [EngineId("llama_cpp", name) for name in ("q8_0", "q4_0", "q4_0-noflash")]
 
 
-@pytest.mark.parametrize(("name", "message"), [("tea", "no peer is called 'tea'"), ("llama_cpp:q9", "has no 'q9'")])
+def test_a_pattern_means_all_variants_that_it_matches() -> None:
+    """Also those that are there for a question of their own, which a bare name leaves out."""
+    found = peers.choose(["llama_cpp:q5_0*", "llama_cpp:*_k_s-imatrix"])
+    names = ("q5_0", "q5_0-noflash", "q5_0-imatrix", "q5_0-imatrix-noflash", "q4_k_s-imatrix")
+    assert found == [EngineId("llama_cpp", name) for name in names]
+    assert len(peers.choose(["llama_cpp:*"])) == len(peers.peer("llama_cpp").VARIANTS)
+    assert EngineId("edgellm_onnx", "int4-b32-rtn") in peers.choose(["edgellm_onnx:*"])
+    assert EngineId("edgellm_onnx", "int4-b32-rtn") not in peers.choose(["edgellm_onnx"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tea", "no peer is called 'tea'"), ("llama_cpp:q9", "has no 'q9'"), ("llama_cpp:z*", r"has no 'z\*'")],
+)
 def test_unknown_peers_are_errors(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         peers.choose([name])

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import ctypes
+import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from edgellm.benchmarks.peers import engine as peers
-from edgellm.benchmarks.peers import quality
+from edgellm.benchmarks.peers import importance, quality
 from edgellm.benchmarks.peers.engine import EngineId
+from edgellm.benchmarks.peers.llama_cpp import LlamaCppEngine
 from edgellm.benchmarks.peers.measure import open_model, prepare
+from edgellm.benchmarks.permuted import permuted
+from edgellm.converters import architectures, calibration
+from edgellm.converters.checkpoints import open_checkpoint
 from tests.peers import consistent
+
+KINDS = ("q4_0", "q4_1", "iq4_nl", "q4_k_s", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0")
 
 
 @pytest.mark.slow
@@ -65,3 +74,130 @@ def test_llama_cpp_without_flash_attention_is_the_same_file(
     assert {module.VARIANTS[variant].kv for variant in variants} == {"f16"}
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture(scope="module")
+def moved(models: Callable[[str], Path]) -> Path:
+    """SmolLM2 at float32, permuted: nothing in it lies on a grid."""
+    pytest.importorskip("llama_cpp")
+    return permuted(models("smollm2"))
+
+
+def test_variants_are_named_by_what_is_done() -> None:
+    module = peers.peer("llama_cpp")
+    named = {f"{kind}{imatrix}{flash}" for kind in KINDS for imatrix in ("", "-imatrix") for flash in ("", "-noflash")}
+    named -= {"q8_0-imatrix", "q8_0-imatrix-noflash"}  # its rounding takes no weights
+    assert set(module.VARIANTS) == named | {"q4_k_m-default", "q4_k_m-default-imatrix"}
+    assert {name for name, kind in module.VARIANTS.items() if kind.usual} == {"q4_0", "q4_0-noflash", "q8_0"}
+
+
+@pytest.mark.slow
+def test_a_matrix_of_importance_reaches_every_linear(moved: Path, tmp_path: Path) -> None:
+    """A file made with it differs in every linear, and stays closer to the source on the text that it comes from."""
+    gguf = pytest.importorskip("gguf")
+    module = peers.peer("llama_cpp")
+    paths = {variant: module.prepare(variant, moved, tmp_path) for variant in ("iq4_nl", "iq4_nl-imatrix")}
+    plain, weighed = ({each.name: each for each in gguf.GGUFReader(path).tensors} for path in paths.values())
+    linears = importance.linears(moved)
+    assert len(linears) == 7 * 30
+    assert [name for name in linears if np.array_equal(plain[name].data, weighed[name].data)] == []
+    others = plain.keys() - linears
+    assert all(np.array_equal(plain[name].data, weighed[name].data) for name in others)
+    with open_checkpoint(moved) as checkpoint:
+        tokenizer = Tokenizer.from_str(checkpoint.text().tokenizer.decode())
+    ids = tokenizer.encode(calibration.TEXT.read_text(encoding="utf-8")).ids[:200]
+    expected = np.load(quality.reference(moved, ids, tmp_path))
+    kl = {}
+    for variant, path in paths.items():
+        engine = module.open_engine(path, variant=variant, threads=1, context=len(ids) + 1)
+        kl[variant] = quality.compare(expected, engine.logits(ids)).kl
+        engine.close()
+    assert kl["iq4_nl-imatrix"] < 0.75 * kl["iq4_nl"], kl
+
+
+@pytest.mark.slow
+def test_llama_cpp_starts_from_the_reference_itself(moved: Path, tmp_path: Path) -> None:
+    """Its Q8_0 and Q4_0 are what the format's definition makes of the reference's values, and vectors are the reference's."""
+    gguf = pytest.importorskip("gguf")
+    source = {each.name: each for each in gguf.GGUFReader(moved).tensors}
+    assert {each.tensor_type.name for each in source.values()} == {"F32"}
+    for variant, kind in (("q8_0", gguf.GGMLQuantizationType.Q8_0), ("q4_0", gguf.GGMLQuantizationType.Q4_0)):
+        made = gguf.GGUFReader(peers.peer("llama_cpp").prepare(variant, moved, tmp_path)).tensors
+        assert {each.name for each in made} == source.keys()
+        for each in made:
+            if len(each.shape) == 1:
+                np.testing.assert_array_equal(each.data, source[each.name].data)
+            elif each.name.startswith(("blk.3.", "blk.29.")):
+                assert each.tensor_type == kind
+                expected = gguf.quants.quantize(source[each.name].data, kind)
+                assert (each.data != expected).mean() < 2e-3  # a tie of rounding here and there
+
+
+@pytest.mark.slow
+def test_another_text_is_another_file(moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = peers.peer("llama_cpp")
+    found = importance.by_tensor(moved)
+    first = module.prepare("q4_0-imatrix", moved, tmp_path)
+    assert module.prepare("q4_0-imatrix-noflash", moved, tmp_path) == first
+    monkeypatch.setattr(importance, "by_tensor", lambda source: {name: values[::-1] for name, values in found.items()})
+    second = module.prepare("q4_0-imatrix", moved, tmp_path)
+    assert first != second
+    assert first.stat().st_size == second.stat().st_size
+    assert first.read_bytes() != second.read_bytes()
+
+
+class Tensor(ctypes.Structure):
+    """The beginning of llama.cpp's ggml_tensor, in the release whose numbers are tested."""
+
+
+Tensor._fields_ = [
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * 4),
+    ("nb", ctypes.c_size_t * 4),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * 16),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(Tensor) * 10),
+    ("view_src", ctypes.c_void_p),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * 64),
+]
+
+
+@pytest.mark.slow
+def test_importance_is_what_llama_cpp_itself_sees(moved: Path) -> None:
+    """Mean squares of what goes into its own products, by its own names, while it reads the calibration text."""
+    api: Any = pytest.importorskip("llama_cpp")
+    if importlib.metadata.version("llama_cpp_python") != "0.3.36":
+        pytest.skip("its structures are those of another release")
+    squares: dict[str, tuple[Any, int]] = {}
+    linears = importance.linears(moved)
+
+    def watch(pointer: Any, ask: bool, _data: object) -> bool:
+        node = ctypes.cast(pointer, ctypes.POINTER(Tensor)).contents
+        if not node.src[0] or node.src[0].contents.name.decode() not in linears:
+            return False
+        if not ask:
+            weight, x = node.src[0].contents, node.src[1].contents
+            width, rows = x.ne[0], x.ne[1]
+            values = np.ctypeslib.as_array(ctypes.cast(x.data, ctypes.POINTER(ctypes.c_float)), (rows, width))
+            squares[weight.name.decode()] = np.square(values.astype(np.float64)).sum(axis=0), rows
+        return True
+
+    with open_checkpoint(moved) as checkpoint:
+        spec, _ = architectures.describe(checkpoint)
+        ids = calibration._ids(checkpoint.text().tokenizer, spec)
+    model = api.llama_model_load_from_file(bytes(moved), api.llama_model_default_params())
+    settings = api.llama_context_default_params()
+    settings.n_ctx = settings.n_batch = settings.n_ubatch = 512
+    settings.cb_eval = api.ggml_backend_sched_eval_callback(watch)
+    engine = LlamaCppEngine(api, model, api.llama_init_from_model(model, settings))
+    engine.logits(ids)  # of all positions: else the last layer's products are of the last one only
+    engine.close()
+    found = importance.by_tensor(moved)
+    assert found.keys() == squares.keys() == linears.keys()
+    for name, (total, rows) in squares.items():
+        assert rows == len(ids)
+        np.testing.assert_allclose(found[name], total / rows, rtol=0.02)  # llama.cpp's cache is float16
