@@ -100,8 +100,8 @@ def _imatrix(api: Any, matrix: Mapping[str, Array]) -> Any:
     """The matrix as llama.cpp takes it: an array of (name, values, count) that ends with an empty one."""
     entries = (api.llama_model_imatrix_data * (len(matrix) + 1))()
     for entry, (name, values) in zip(entries, matrix.items(), strict=False):
-        pointer = np.ascontiguousarray(values, np.float32).ctypes.data_as(ctypes.POINTER(ctypes.c_float))  # keeps the array
-        entry.name, entry.data, entry.size = name.encode(), pointer, len(values)
+        copy = (ctypes.c_float * len(values)).from_buffer_copy(np.ascontiguousarray(values, np.float32))  # the entry keeps it
+        entry.name, entry.data, entry.size = name.encode(), copy, len(values)
     return entries
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import importlib.metadata
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +16,7 @@ from tokenizers import Tokenizer
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers import importance, quality
 from edgellm.benchmarks.peers.engine import EngineId
-from edgellm.benchmarks.peers.llama_cpp import LlamaCppEngine
+from edgellm.benchmarks.peers.llama_cpp import LlamaCppEngine, _imatrix
 from edgellm.benchmarks.peers.measure import open_model, prepare
 from edgellm.benchmarks.permuted import permuted
 from edgellm.converters import architectures, calibration
@@ -89,6 +90,21 @@ def test_variants_are_named_by_what_is_done() -> None:
     named -= {"q8_0-imatrix", "q8_0-imatrix-noflash"}  # its rounding takes no weights
     assert set(module.VARIANTS) == named | {"q4_k_m-default", "q4_k_m-default-imatrix"}
     assert {name for name, kind in module.VARIANTS.items() if kind.usual} == {"q4_0", "q4_0-noflash", "q8_0"}
+
+
+def test_a_matrix_lives_as_long_as_what_points_to_it() -> None:
+    """llama.cpp is given addresses; here of arrays that have to be copied, and that nobody else keeps."""
+    api: Any = pytest.importorskip("llama_cpp")
+    matrix = {f"blk.{layer}": (layer + np.arange(18000, dtype=np.float32))[::2] for layer in range(40)}
+    settings = api.llama_model_quantize_default_params()
+    settings.imatrix = _imatrix(api, matrix)
+    gc.collect()
+    overwritten = [np.full(9000, np.nan, np.float32) for _ in matrix]
+    for index, (name, values) in enumerate(matrix.items()):
+        entry = settings.imatrix[index]
+        assert (entry.name, entry.size) == (name.encode(), 9000)
+        np.testing.assert_array_equal(np.ctypeslib.as_array(entry.data, (9000,)), values)
+    assert settings.imatrix[len(overwritten)].name is None
 
 
 @pytest.mark.slow
