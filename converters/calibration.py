@@ -1,56 +1,29 @@
-"""Calibration: what a short text makes of a model's activations: ranges of keys and values, importance of inputs.
+"""Calibration: what a text makes of a model's activations: ranges of keys and values, statistics of every linear's inputs.
 
-The body runs once over the text on the numpy back end, with the source's own weights. They are read in slices and never kept,
-so memory is bounded by a layer's activations.
+The body runs over windows of the text on the numpy back end, with the source's own weights, layer by layer: what is held is
+the hidden states of all windows, the activations of one, and a layer's weights, or slices of them where memory is short.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Protocol
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from edgellm.converters import decoder
+from edgellm.converters.cache_ranges import CacheRange, turned
 from edgellm.converters.numpy_ops import NumpyOps, NumpyPositions, Tensor, heads_of
 from edgellm.converters.ops import Linear
+from edgellm.converters.statistics import Statistics
 from edgellm.converters.weights import Array, Weight
 from edgellm.errors import SourceError
-from edgellm.scheme import CacheGrid
-from edgellm.spec import AttentionSpec, ModelSpec, Rotary
+from edgellm.spec import AttentionSpec, ModelSpec
 
-TEXT = Path(__file__).with_name("calibration.txt")
-TOKENS = 320
-CODES = 127
-KEYS, VALUES = (1.3, 0.2), (1.5, 0.25)  # margin and floor, see `_scales`
-
-
-@dataclass(frozen=True, eq=False)
-class CacheRange:
-    """Between what one layer's keys and values lie, float32 [kv_heads, head_dim]: keys after rotation, wherever they stand.
-
-    Attributes:
-        low, high: of keys.
-        reach: of values, the largest magnitude.
-    """
-
-    low: Array
-    high: Array
-    reach: Array
-
-    def grid(self, *, centered: bool) -> CacheGrid:
-        """The 8-bit grid.
-
-        Args:
-            centered: whether the back end can take centers off keys.
-        """
-        centers = (self.low + self.high) * np.float32(0.5 if centered else 0)
-        keys = _scales(np.maximum(self.high - centers, centers - self.low), *KEYS)
-        return CacheGrid(keys, _scales(self.reach, *VALUES), centers)
+OnLayer = Callable[[int, Mapping[str, Statistics]], None]
 
 
 @dataclass(frozen=True)
@@ -71,67 +44,114 @@ class Calibration:
 NOTHING = Calibration((), MappingProxyType({}), "")
 
 
-def calibrate(spec: ModelSpec, weights: decoder.Weights, tokenizer: bytes, slice_bytes: int) -> Calibration:
-    """Run the model over the calibration text.
+@dataclass(frozen=True)
+class Stage:
+    """A calibration on its way: everything up to some layer.
+
+    Attributes:
+        hidden: what comes into the next layer, float32 [1, T, D] by window.
+        cache, importance: as in Calibration, of the layers so far.
+    """
+
+    hidden: tuple[Array, ...]
+    cache: tuple[CacheRange, ...] = ()
+    importance: Mapping[str, Array] = field(default_factory=dict)
+
+
+class Journal(Protocol):
+    """Where stages are kept, so that a calibration that was stopped goes on where it was."""
+
+    def last(self) -> Stage | None:
+        """The last stage that was kept."""
+        ...
+
+    def keep(self, stage: Stage) -> None:
+        """Keep a stage; the layers before it are done with."""
+        ...
+
+
+def calibrate(
+    spec: ModelSpec,
+    weights: decoder.Weights,
+    windows: Sequence[Tensor],
+    slice_bytes: int,
+    *,
+    hold: bool = False,
+    hessians: bool = False,
+    on_layer: OnLayer | None = None,
+    journal: Journal | None = None,
+) -> Calibration:
+    """Run the model over a text.
 
     Args:
         weights: float32 weights by canonical name.
-        tokenizer: content of tokenizer.json.
+        windows: token ids, int64 [T] each, every one a context of its own.
         slice_bytes: float32 bytes of a weight that are held at once.
+        hold: keep a layer's weights while it runs over the windows, instead of reading them again for each.
+        hessians: whether statistics have Hessians.
+        on_layer: called with the statistics of a layer's linears, by the names of their weights, as soon as they are known.
+        journal: keeps stages.
 
     Raises:
-        SourceError: an activation is not finite, or the tokenizer makes nothing of the text that the model knows.
+        SourceError: an activation is not finite.
     """
-    ids = _ids(tokenizer, spec)
-    tokens = np.array([ids], dtype="<i8")
-    ops = CalibrationOps(slice_bytes, spec.max_context)
-    positions = ops.positions(len(ids), "all")
-    x = ops.embed(tokens, weights("embed.weight"), spec.embed_scale)
+    ops = CalibrationOps(slice_bytes, spec.max_context, hold=hold, hessians=hessians)
     with np.errstate(all="ignore"):  # what is not finite is said below, or by whoever reads the weights next
-        decoder.body(spec, weights, ops, x, positions)
-    ranges = tuple(ops.ranges[layer] for layer in range(len(spec.layers)))
-    seen = [*(part for each in ranges for part in (each.low, each.high, each.reach)), *ops.importance.values()]
-    if not all(np.isfinite(part).all() for part in seen):
-        raise SourceError(
-            "the model's activations over a short text are not finite", where="calibration", fix="use --method rtn --kv fp32"
-        )
-    return Calibration(ranges, ops.importance, hashlib.sha256(tokens.tobytes()).hexdigest())
+        stage = (None if journal is None else journal.last()) or Stage(_embedded(spec, weights, ops, windows))
+        for layer in range(len(stage.cache), len(spec.layers)):
+            hidden = tuple(_through(spec, weights, ops, layer, x) for x in stage.hidden)
+            found = ops.take()
+            cache, importance = ops.ranges[layer], {name: each.importance for name, each in found.items()}
+            if not all(np.isfinite(part).all() for part in (cache.low, cache.high, cache.reach, *importance.values())):
+                raise SourceError(
+                    "the model's activations over a text are not finite", where="calibration", fix="use --method rtn --kv fp32"
+                )
+            if on_layer is not None:
+                on_layer(layer, found)
+            stage = Stage(hidden, (*stage.cache, cache), {**stage.importance, **importance})
+            if journal is not None:
+                journal.keep(stage)
+    return Calibration(stage.cache, stage.importance, digest(windows))
 
 
-def _ids(tokenizer: bytes, spec: ModelSpec) -> list[int]:
-    """The text's first tokens."""
-    try:
-        ids = Tokenizer.from_buffer(tokenizer).encode(TEXT.read_text(encoding="utf-8")).ids[: min(TOKENS, spec.max_context)]
-    except Exception as error:  # tokenizers has no class of its own for what it cannot read
-        reason = str(error).partition("\n")[0]
-        raise SourceError(
-            f"the tokenizer cannot be used: {reason}", where="tokenizer.json", fix="get the model again"
-        ) from error
-    if not ids:
-        raise SourceError("the tokenizer makes no tokens of a text", where="tokenizer.json", fix="get the model again")
-    if max(ids) >= spec.vocab_size:
-        raise SourceError(
-            f"the tokenizer makes a token {max(ids)}, and the model has {spec.vocab_size}",
-            where="tokenizer.json",
-            fix="get the model again",
-        )
-    return ids
+def digest(windows: Sequence[Tensor]) -> str:
+    """sha256 of token ids."""
+    return hashlib.sha256(b"".join(np.asarray(ids, "<i8").tobytes() for ids in windows)).hexdigest()
+
+
+def _embedded(spec: ModelSpec, weights: decoder.Weights, ops: CalibrationOps, windows: Sequence[Tensor]) -> tuple[Array, ...]:
+    return tuple(ops.embed(ids[None], weights("embed.weight"), spec.embed_scale) for ids in windows)
+
+
+def _through(spec: ModelSpec, weights: decoder.Weights, ops: CalibrationOps, layer: int, x: Array) -> Array:
+    """Hidden states after one layer, over a context that has nothing else in it."""
+    ops.cache.rewind(0)
+    return decoder.layer(spec, weights, ops, layer, x, ops.positions(x.shape[1], "all"))
 
 
 class CalibrationOps(NumpyOps):
-    """`Ops` that watch inputs, keys and values go by, and hold a weight only slice by slice.
+    """`Ops` that watch inputs, keys and values go by.
 
     Attributes:
         ranges: of the cache, by layer.
-        importance: of inputs, by the name of the linear's weight.
     """
 
-    def __init__(self, slice_bytes: int, context: int) -> None:
+    def __init__(self, slice_bytes: int, context: int, *, hold: bool = False, hessians: bool = False) -> None:
         super().__init__()
-        self._context = context
+        self._slice_bytes, self._context = slice_bytes, context
+        self._hold, self._hessians = hold, hessians
+        self._held: dict[str, Array] = {}
+        self._sums: dict[tuple[str, ...], _Sums] = {}
         self.ranges: dict[int, CacheRange] = {}
-        self.importance: dict[str, Array] = {}
-        self._slice_bytes = slice_bytes
+
+    def take(self) -> dict[str, Statistics]:
+        """Statistics by the name of the weight, of the linears since the last time; those of one input are one object."""
+        found: dict[str, Statistics] = {}
+        for names, sums in self._sums.items():
+            found |= dict.fromkeys(names, sums.means())
+        self._sums.clear()
+        self._held.clear()
+        return found
 
     def array(self, weight: Weight) -> Array:
         """A small weight: it is read again when it is wanted again."""
@@ -144,14 +164,19 @@ class CalibrationOps(NumpyOps):
         return found
 
     def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
-        squares: Array = np.mean(x * x, axis=(0, 1))
-        self.importance |= {linear.weight.name: squares for linear in linears}
+        names = tuple(linear.weight.name for linear in linears)
+        self._sums.setdefault(names, _Sums()).add(x.reshape(-1, x.shape[-1]), self._hessians)
         return [self._product(x, linear) for linear in linears]
 
     def _product(self, x: Tensor, linear: Linear) -> Tensor:
-        tensor = linear.weight.tensor
-        parts = [x @ tensor.rows(start, stop).T for start, stop in tensor.slices(self._slice_bytes)]
-        y: Tensor = np.concatenate(parts, axis=-1)
+        tensor, name = linear.weight.tensor, linear.weight.name
+        if self._hold and name not in self._held:
+            self._held[name] = tensor.array()
+        if name in self._held:
+            y: Tensor = x @ self._held[name].T
+        else:
+            parts = [x @ tensor.rows(start, stop).T for start, stop in tensor.slices(self._slice_bytes)]
+            y = np.concatenate(parts, axis=-1)
         return y if linear.bias is None else y + self.array(linear.bias)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int, positions: NumpyPositions) -> Tensor:
@@ -160,43 +185,31 @@ class CalibrationOps(NumpyOps):
         if spec.softcap is not None:  # what scores have in common is not lost on softmax then: no centers
             high = np.maximum(high, -low)
             low = -high
-        self.ranges[layer] = CacheRange(low, high, np.abs(value).max(axis=1))
+        seen = CacheRange(low, high, np.abs(value).max(axis=1))
+        self.ranges[layer] = seen if layer not in self.ranges else self.ranges[layer].joined(seen)
         return super().attention(q, k, v, spec, layer, positions)
 
 
-def turned(key: Array, rotary: Rotary, context: int) -> tuple[Array, Array]:
-    """Lowest and highest value [heads, d] that channels of keys [heads, T, d] take, wherever in the context they stand.
+class _Sums:
+    """Sums over tokens of one input."""
 
-    A pair of channels turns by its frequency at every position: slow ones keep their place, fast ones go round.
-    """
-    half = len(rotary.frequencies)
-    first, second, rest = key[..., :half], key[..., half : 2 * half], key[..., 2 * half :]
-    length, angle = np.hypot(first, second), np.arctan2(second, first)
-    arc = np.array(rotary.frequencies, np.float32) * context
-    ends = [_cosines(angle, arc), _cosines(angle - np.float32(np.pi / 2), arc)]  # a sine is a cosine of another angle
-    low = np.concatenate([*(length * np.float32(rotary.factor) * end[0] for end in ends), rest], axis=-1)
-    high = np.concatenate([*(length * np.float32(rotary.factor) * end[1] for end in ends), rest], axis=-1)
-    return low.min(axis=1), high.max(axis=1)
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._squares: Array | None = None
+        self._products: Array | None = None
 
+    def add(self, x: Array, hessian: bool) -> None:
+        """Add rows x [tokens, in]."""
+        squares: Array = np.einsum("ti,ti->i", x, x)
+        self._squares = squares if self._squares is None else self._squares + squares
+        if hessian:
+            products = x.T @ x
+            self._products = products if self._products is None else np.add(self._products, products, out=self._products)
+        self._tokens += len(x)
 
-def _cosines(angle: Array, arc: Array) -> tuple[Array, Array]:
-    """Lowest and highest cosine on the way from `angle` to `angle + arc`."""
-    whole = np.float32(2 * np.pi)
-    here, there = np.cos(angle), np.cos(angle + arc)
-    to_top, to_bottom = -angle % whole, (np.float32(np.pi) - angle) % whole
-    low = np.where(to_bottom <= arc, np.float32(-1), np.minimum(here, there))
-    high = np.where(to_top <= arc, np.float32(1), np.maximum(here, there))
-    return low, high
-
-
-def _scales(reach: Array, margin: float, floor: float) -> Array:
-    """Scales [heads, d] for channels that reach so far from their center in the text.
-
-    Args:
-        margin: codes cover so many times what the text showed: cutting a value off costs more than a coarser step.
-        floor: no scale is smaller than this share of the head's largest: what a short text shows of a quiet channel is little.
-    """
-    scales: Array = reach * np.float32(margin / CODES)
-    scales = np.maximum(scales, np.float32(floor) * scales.max(axis=1, keepdims=True))
-    scales[scales <= np.finfo(np.float32).tiny] = 1  # a head that is always zero
-    return scales
+    def means(self) -> Statistics:
+        """Of all rows so far."""
+        if self._squares is None:
+            raise ValueError("no rows")
+        count = np.float32(self._tokens)
+        return Statistics(self._squares / count, None if self._products is None else self._products / count)

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cached_property
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import Array, LazyTensor
 from edgellm.errors import SourceError
+from edgellm.scheme import QTensor, Scheme
 
 OnBytes = Callable[[str, int], None]
 ALIGNMENT = 4096  # a page: the runtime maps initializers in place
@@ -47,9 +49,45 @@ class Job(Protocol):
     @property
     def tensor(self) -> LazyTensor: ...
 
-    def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
-        """Put rows from `start` on, float32, to their places; other jobs get the same array, so it is read-only."""
+    def write(self, data: DataFile, start: int, rows: Rows, quantize: Quantize) -> None:
+        """Put rows from `start` on to their places."""
         ...
+
+
+class Rows:
+    """Some rows of a tensor, for all jobs that it is a part of: floats are read once, and only if somebody wants them.
+
+    Args:
+        tensor: where they are.
+        start, stop: which.
+        name: of the weight, for errors.
+    """
+
+    def __init__(self, tensor: LazyTensor, start: int, stop: int, name: str) -> None:
+        self._tensor, self._start, self._stop, self._name = tensor, start, stop, name
+
+    def __len__(self) -> int:
+        return self._stop - self._start
+
+    @cached_property
+    def values(self) -> Array:
+        """float32 [rows, ...]; jobs share it, so it is read-only."""
+        values = self._tensor.rows(self._start, self._stop)
+        self._check(values)
+        values.flags.writeable = False
+        return values
+
+    def quantized(self, scheme: Scheme, importance: Array | None, quantize: Quantize) -> QTensor:
+        """The rows on a grid: as they were settled there before, else by the method."""
+        settled = self._tensor.on_grid(scheme, self._start, self._stop)
+        if settled is None:
+            return quantize(self.values, scheme, importance)
+        self._check(settled.scales)
+        return settled
+
+    def _check(self, values: Array) -> None:
+        if not np.isfinite(values.sum(dtype=np.float64)):
+            raise SourceError("the weight is not finite (NaN or infinity)", where=self._name, fix="get the model again")
 
 
 @dataclass(frozen=True)
@@ -60,8 +98,8 @@ class FloatJob:
     tensor: LazyTensor
     place: Place
 
-    def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
-        data.put(self.place, start, self.tensor.shape[0], values)
+    def write(self, data: DataFile, start: int, rows: Rows, quantize: Quantize) -> None:
+        data.put(self.place, start, self.tensor.shape[0], rows.values)
 
 
 class DataLayout:
@@ -120,13 +158,11 @@ def write_data(regions: Sequence[Region], quantize: Quantize, *, slice_bytes: in
     sharers = _sharers([region.layout for region in regions])
 
     def work(tensor: LazyTensor, start: int, stop: int) -> tuple[str, int]:
-        values, name = tensor.rows(start, stop), sharers[tensor][0].job.name
-        if not np.isfinite(values.sum(dtype=np.float64)):
-            raise SourceError("the weight is not finite (NaN or infinity)", where=name, fix="get the model again")
-        values.flags.writeable = False
+        name = sharers[tensor][0].job.name
+        rows = Rows(tensor, start, stop, name)
         for share in sharers[tensor]:
-            share.job.write(files[share.layout], share.first_row + start, values, quantize)
-        return name, values.nbytes
+            share.job.write(files[share.layout], share.first_row + start, rows, quantize)
+        return name, 4 * (stop - start) * int(np.prod(tensor.shape[1:], dtype=np.int64))
 
     pool = ThreadPoolExecutor(workers)
     try:

@@ -33,12 +33,17 @@ def body(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T, positions: P) 
 
     The other positions leave keys and values in every cache; past the last layer's attention nothing of them is computed.
     """
-    for layer in range(len(spec.layers)):
-        chosen = partial(ops.select, positions=positions) if layer == len(spec.layers) - 1 else _every
-        attention = partial(_attention, spec, weights, ops, layer, positions, chosen)
-        x = _residual(spec, weights, ops, x, f"layers.{layer}.attn", attention, chosen)
-        x = _residual(spec, weights, ops, x, f"layers.{layer}.mlp", partial(_mlp, spec, weights, ops, layer), _every)
+    for index in range(len(spec.layers)):
+        x = layer(spec, weights, ops, index, x, positions)
     return x
+
+
+def layer(spec: ModelSpec, weights: Weights, ops: Ops[T, P], index: int, x: T, positions: P) -> T:
+    """Hidden states after one layer, [B, T, D], or [B, selected, D] after the last one."""
+    chosen = partial(ops.select, positions=positions) if index == len(spec.layers) - 1 else _every
+    attention = partial(_attention, spec, weights, ops, index, positions, chosen)
+    x = _residual(spec, weights, ops, x, f"layers.{index}.attn", attention, chosen)
+    return _residual(spec, weights, ops, x, f"layers.{index}.mlp", partial(_mlp, spec, weights, ops, index), _every)
 
 
 def logits(spec: ModelSpec, weights: Weights, ops: Ops[T, P], x: T) -> T:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.converters import decoder
+from edgellm.converters.data import Rows
 from edgellm.converters.ops import Linear
 from edgellm.converters.quantizers import Quantize, rtn
 from edgellm.converters.weights import Array, Weight
@@ -96,10 +97,11 @@ class NumpyOps:
     def array(self, weight: Weight) -> Array:
         """A weight as the model uses it: float32, on its scheme's grid if it has one."""
         if weight.name not in self._arrays:
-            values: Array = weight.tensor.array()
-            if weight.scheme is not None:
-                values = self._quantize(values, weight.scheme, weight.importance).dequantize()
-            self._arrays[weight.name] = values
+            rows = Rows(weight.tensor, 0, weight.tensor.shape[0], weight.name)
+            if weight.scheme is None:
+                self._arrays[weight.name] = rows.values
+            else:
+                self._arrays[weight.name] = rows.quantized(weight.scheme, weight.importance, self._quantize).dequantize()
         return self._arrays[weight.name]
 
     def embed(self, ids: Tensor, table: Weight, scale: float) -> Tensor:

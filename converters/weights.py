@@ -16,7 +16,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.scheme import Recipe, Scheme
+from edgellm.scheme import QTensor, Recipe, Scheme
 
 Array = NDArray[np.float32]
 
@@ -29,6 +29,10 @@ class LazyTensor(ABC):
     @abstractmethod
     def rows(self, start: int, stop: int) -> Array:
         """Rows `start` to `stop` as float32 [stop - start, ...]; the caller may write to the result."""
+
+    def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
+        """Rows as codes of a grid, where they were settled before, by the checkpoint or by a method for whole weights."""
+        return None
 
     def array(self) -> Array:
         """The whole tensor, float32."""

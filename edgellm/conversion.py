@@ -15,7 +15,6 @@ from types import NoneType
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
-from edgellm.converters.calibration import NOTHING, calibrate
 from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, ResourceError, UsageError
 from edgellm.partial import check_disk, free_target, make_partial, remove_parents, remove_partial, write_error
@@ -45,6 +44,7 @@ def convert(
     method: str | None = None,
     block_size: int | None = None,
     kv: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
     max_context: int | None = None,
@@ -63,6 +63,8 @@ def convert(
             all that tflite-compat has. None takes the target's own: 32, and 0 on tflite-compat. One for both has to suit both.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
             takes int8 on tflite where the weights are quantized, else fp32.
+        calibration: a UTF-8 text of the domain that the model will work in, for methods that weigh errors by one and for scales
+            of an 8-bit cache; None takes the one that comes with edgellm, "none" does without: rtn, and a cache in fp32.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -75,18 +77,21 @@ def convert(
         ResourceError: too little disk, or `max_ram` is too small.
         UsageError: an argument that makes no sense.
     """
-    from edgellm.converters import quantizers, targets
+    from edgellm.converters import calibration_text, quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.data import source_bytes
+    from edgellm.converters.preparation import CalibrationText, prepare
     from edgellm.converters.recipes import recipe as make_recipe
-    from edgellm.converters.weights import Weight
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
+    text_of_own = calibration_text.chosen(calibration)
+    if calibration == calibration_text.NO_TEXT:
+        method, kv = calibration_text.without(method, kv)
     back_ends = targets.chosen(target)
-    recipes = {
+    recipes: Mapping[str, Recipe] = {
         name: make_recipe(
             quant,
             method,
@@ -104,13 +109,20 @@ def convert(
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
-        calibration = NOTHING
-        calibrated = {name for name, each in recipes.items() if _is_calibrated(each)}
-        if calibrated:
-            calibration = calibrate(spec, lambda name: Weight(name, tensors(name)), text.tokenizer, slice_bytes)
-            recipes |= {name: replace(recipes[name], calibration=calibration.digest) for name in calibrated}
-            recipe = next(iter(recipes.values()))
-        plans = {name: back_end.plan(spec, tensors, recipes[name], calibration) for name, back_end in back_ends.items()}
+        ready = prepare(
+            spec,
+            tensors,
+            recipes,
+            CalibrationText(text.tokenizer, text_of_own),
+            slice_bytes=slice_bytes,
+            max_ram=max_ram,
+            workers=workers,
+        )
+        recipes = ready.recipes
+        recipe = next(iter(recipes.values()))
+        plans = {
+            name: back_end.plan(spec, ready.tensors, recipes[name], ready.calibration) for name, back_end in back_ends.items()
+        }
         layouts = [plan.layout for plan in plans.values()]
         check_disk(folder, sum(layout.size for layout in layouts), "the bundle", "-o")
         made = [parent for parent in folder.parents if not parent.exists()]
@@ -142,20 +154,13 @@ def convert(
                 producer=f"edgellm {__version__}",
             )
             _rename(partial, folder)
+            ready.clear()
         except OSError as error:
             raise write_error(error, folder, "-o") from error
         finally:
             remove_partial(partial)
             remove_parents(made)
     return Bundle.open(folder)
-
-
-def _is_calibrated(recipe: Recipe) -> bool:
-    """Whether a text has a say in it: in the scales of an 8-bit cache, or in the rounding to few bits."""
-    from edgellm.converters import quantizers
-
-    few = any(rule.scheme is not None and rule.scheme.bits < 8 for rule in recipe.rules)
-    return recipe.kv == 8 or (few and quantizers.is_calibrated(recipe.method))
 
 
 def _with_recipe(graph: Graph, own: Recipe, bundles: Recipe) -> Graph:

@@ -46,7 +46,7 @@ def make_partial(target: Path, option: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         for left in target.parent.glob(f".{_escape_glob(target.name)}.partial-*"):
             owner = re.fullmatch(r".*\.partial-(\d+)", left.name)
-            if owner and left not in IN_USE and not _alive(int(owner[1])):
+            if owner and left not in IN_USE and not alive(int(owner[1])):
                 shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
         IN_USE.add(partial)
@@ -116,7 +116,8 @@ def _escape_glob(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether another process of this number runs; True where the system cannot tell."""
     if os.name != "posix":
         return True  # elsewhere signal 0 is no harmless question
     if pid == os.getpid():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.converters.data import DataFile, DataLayout, Place
+from edgellm.converters.data import DataFile, DataLayout, Place, Rows
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import Array, LazyTensor, Weight
 from edgellm.scheme import Scheme
@@ -40,16 +40,16 @@ class QuantizedJob:
         layout.jobs.append(job)
         return job
 
-    def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
+    def write(self, data: DataFile, start: int, rows: Rows, quantize: Quantize) -> None:
         """Quantize and pack rows from `start` on."""
-        part, rows = quantize(values, self.scheme, self.importance), self.tensor.shape[0]
-        data.put(self.codes, start, rows, pack_codes(part.codes, self.scheme.bits))
-        data.put(self.scales, start, rows, part.scales)
+        part, height = rows.quantized(self.scheme, self.importance, quantize), self.tensor.shape[0]
+        data.put(self.codes, start, height, pack_codes(part.codes, self.scheme.bits))
+        data.put(self.scales, start, height, part.scales)
         if self.zero_points is not None and part.zero_points is not None:
             zeros = part.zero_points
             if self.scheme.bits == 4 and zeros.shape[1] % 2:
                 zeros = np.pad(zeros, ((0, 0), (0, 1)), constant_values=-8)  # fills the last byte's high nibble with 0
-            data.put(self.zero_points, start, rows, pack_codes(zeros, self.scheme.bits))
+            data.put(self.zero_points, start, height, pack_codes(zeros, self.scheme.bits))
 
 
 def pack_codes(codes: NDArray[np.int8], bits: int) -> NDArray[np.uint8]:

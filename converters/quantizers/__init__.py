@@ -1,6 +1,8 @@
 """Quantization methods, one file each: `quantize(weight, scheme, importance) -> QTensor`, found by the file's name.
 
-A method that wants importance says so: CALIBRATED = True.
+A method that wants importance says so: CALIBRATED = True. One that wants more than that, the Hessian of a weight's inputs,
+has a second function, `settle(weight, scheme, statistics) -> QTensor`, which is called while the statistics are at hand;
+`quantize` then serves what has none.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from edgellm.converters.statistics import Statistics
 from edgellm.errors import UsageError
 from edgellm.scheme import QTensor, Scheme
 
@@ -32,6 +35,14 @@ class Quantize(Protocol):
         ...
 
 
+class Settle(Protocol):
+    """A method for weights of which more is known than importance."""
+
+    def __call__(self, weight: NDArray[np.float32], scheme: Scheme, statistics: Statistics, /) -> QTensor:
+        """Quantize rows of a weight, float32 [out, in]; rows are independent."""
+        ...
+
+
 def available() -> tuple[str, ...]:
     """Names of the methods: the files of this folder."""
     return tuple(sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem != "__init__"))
@@ -43,6 +54,13 @@ def find(method: str) -> Quantize:
         raise UsageError(f"unknown method '{method}'", where="--method", fix=f"choose one of {', '.join(available())}")
     quantize: Quantize = importlib.import_module(f"{__name__}.{method}").quantize
     return quantize
+
+
+def find_settle(method: str) -> Settle | None:
+    """The method's way with Hessians, if it has one; UsageError as `find`."""
+    find(method)
+    settle: Settle | None = getattr(importlib.import_module(f"{__name__}.{method}"), "settle", None)
+    return settle
 
 
 def is_calibrated(method: str) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.converters.data import DataFile, DataLayout, Place
+from edgellm.converters.data import DataFile, DataLayout, Place, Rows
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import Array, LazyTensor, Weight
 from edgellm.scheme import Scheme
@@ -56,16 +56,16 @@ class QuantizedJob:
         layout.jobs.append(job)
         return job
 
-    def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
+    def write(self, data: DataFile, start: int, rows: Rows, quantize: Quantize) -> None:
         """Quantize rows from `start` on and put them to their places."""
-        part = quantize(values, self.scheme, self.importance)
-        rows, width = self.tensor.shape
-        codes = part.codes.reshape(len(values), -1)[:, :width]
-        data.put(self.codes, start, rows, codes if self.scheme.bits == 8 else pack_int4(codes))
+        part = rows.quantized(self.scheme, self.importance, quantize)
+        height, width = self.tensor.shape
+        codes = part.codes.reshape(len(rows), -1)[:, :width]
+        data.put(self.codes, start, height, codes if self.scheme.bits == 8 else pack_int4(codes))
         if self.block_scales is None:
-            self.scales[start : start + len(values)] = part.scales[:, 0]
+            self.scales[start : start + len(rows)] = part.scales[:, 0]
         else:
-            data.put(self.block_scales, start, rows, part.scales.astype(np.float16))
+            data.put(self.block_scales, start, height, part.scales.astype(np.float16))
 
 
 def pack_int4(codes: NDArray[np.int8]) -> NDArray[np.uint8]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgellm.converters.data import DataFile, DataLayout, Place
+from edgellm.converters.data import DataFile, DataLayout, Place, Rows
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.weights import Array, LazyTensor, Weight
 from edgellm.scheme import Scheme
@@ -36,9 +36,9 @@ class RowsJob:
         layout.jobs.append(job)
         return job
 
-    def write(self, data: DataFile, start: int, values: Array, quantize: Quantize) -> None:
+    def write(self, data: DataFile, start: int, rows: Rows, quantize: Quantize) -> None:
         """Quantize rows from `start` on and put them to their places."""
-        part = quantize(values, self.scheme, self.importance)
-        rows, width = self.tensor.shape
-        data.put(self.codes, start, rows, part.codes.reshape(len(values), width))
-        data.put(self.scales, start, rows, part.scales.astype(np.float32))
+        part = rows.quantized(self.scheme, self.importance, quantize)
+        height, width = self.tensor.shape
+        data.put(self.codes, start, height, part.codes.reshape(len(rows), width))
+        data.put(self.scales, start, height, part.scales.astype(np.float32))

@@ -42,7 +42,8 @@ class Target(click.ParamType[str]):
 )
 @click.option(
     "--method",
-    help="How weights are rounded: rtn, or imatrix, which weighs errors by a text. [default: imatrix for int4, else rtn]",
+    help="How weights are rounded: rtn; imatrix, which weighs errors by a text; gptq, which makes up for them as well. "
+    "[default: imatrix for int4, else rtn]",
 )
 @click.option(
     "--block-size",
@@ -54,6 +55,11 @@ class Target(click.ParamType[str]):
     "--kv",
     type=click.Choice(["fp32", "int8"]),
     help="What keys and values are kept in: int8 is smaller, faster after long prompts [default: int8 on tflite, else fp32]",
+)
+@click.option(
+    "--calibration",
+    metavar="FILE|none",
+    help="A text of the model's domain to weigh rounding errors by. [default: one that comes with edgellm]",
 )
 @click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")
@@ -67,6 +73,7 @@ def command(
     method: str | None,
     block_size: str | None,
     kv: str | None,
+    calibration: str | None,
     adapter: str | None,
     max_ram: int | None,
     max_context: int | None,
@@ -96,6 +103,7 @@ def command(
             method=method,
             block_size=None if block_size is None else int(block_size),
             kv=kv,
+            calibration=calibration,
             adapter=adapter,
             max_ram=max_ram,
             max_context=max_context,

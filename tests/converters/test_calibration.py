@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,14 @@ from tokenizers import Tokenizer, models
 
 from edgellm.converters import decoder
 from edgellm.converters.architectures import describe
-from edgellm.converters.calibration import CacheRange, Calibration, CalibrationOps, calibrate, turned
+from edgellm.converters.cache_ranges import CacheRange, turned
+from edgellm.converters.calibration import Calibration, CalibrationOps, calibrate
+from edgellm.converters.calibration_text import windows
 from edgellm.converters.checkpoints import open_checkpoint
-from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel, rotate
+from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel, Tensor, rotate
+from edgellm.converters.ops import Linear
+from edgellm.converters.preparation import LINEARS
+from edgellm.converters.statistics import Statistics
 from edgellm.converters.weights import InMemory, LazyTensor, Weight
 from edgellm.errors import SourceError
 from edgellm.scheme import Recipe
@@ -62,23 +68,58 @@ def test_a_short_text_gives_ranges_of_every_layer_and_says_which(tiny_source: Pa
     with open_checkpoint(tiny_source) as checkpoint:
         spec, tensors = describe(checkpoint)
         whole, sliced = (
-            calibrate(spec, lambda name: Weight(name, tensors(name)), checkpoint.text().tokenizer, size)
-            for size in (1 << 22, 1)
+            calibrate(
+                spec, lambda name: Weight(name, tensors(name)), windows(checkpoint.text().tokenizer, spec, 200), size, hold=hold
+            )
+            for size, hold in ((1 << 22, True), (1, False))
         )
     assert len(whole.cache) == len(spec.layers)
     assert whole.digest == sliced.digest
+    assert set(whole.importance) == {f"layers.{layer}.{name}.weight" for layer in range(len(spec.layers)) for name in LINEARS}
     for one, other in zip(whole.cache, sliced.cache, strict=True):
         np.testing.assert_allclose(one.low, other.low, rtol=1e-4, atol=1e-5)
         np.testing.assert_allclose(one.reach, other.reach, rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_those_of_what_comes_in(tiny_source: Path) -> None:
+    """By a plain run over each window that notes every input."""
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        texts = windows(checkpoint.text().tokenizer, spec, 150)
+        inputs: dict[str, list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]] = {}
+
+        class Noting(NumpyOps):
+            def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
+                for linear in linears:
+                    inputs.setdefault(linear.weight.name, []).append(x[0])
+                return super().linears(x, linears)
+
+        for ids in texts:
+            ReferenceModel(spec, lambda name: Weight(name, tensors(name)), Noting()).logits(ids)
+        found: dict[str, Statistics] = {}
+        seen: list[int] = []
+
+        def note(layer: int, statistics: Mapping[str, Statistics]) -> None:
+            seen.append(layer)
+            found.update(statistics)
+
+        calibrate(spec, lambda name: Weight(name, tensors(name)), texts, 1 << 20, hessians=True, on_layer=note)
+    assert seen == list(range(len(spec.layers)))
+    assert set(found) == set(inputs)
+    for name, parts in inputs.items():
+        x = np.concatenate(parts).astype(np.float64)
+        hessian = found[name].hessian
+        assert hessian is not None
+        np.testing.assert_allclose(hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-4 * np.mean(x * x))
+        np.testing.assert_allclose(found[name].importance, np.mean(x * x, axis=0), rtol=1e-3)
+    assert found["layers.0.q.weight"] is found["layers.0.v.weight"], "one input, one Hessian, one factor"
 
 
 def calibrated(architecture: str, variant: str) -> Calibration:
     """Of a tiny model, on IDS."""
     source = tiny(architecture, variant)
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
-    ops = CalibrationOps(1 << 20, spec.max_context)
-    ReferenceModel(spec, lambda name: Weight(name, tensors(name)), ops).logits(IDS)
-    return Calibration(tuple(ops.ranges[layer] for layer in range(len(spec.layers))), ops.importance, "")
+    return calibrate(spec, lambda name: Weight(name, tensors(name)), [IDS], 1 << 20)
 
 
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
@@ -145,10 +186,10 @@ def test_weights_are_read_in_slices(tiny_source: Path) -> None:
 )
 def test_a_tokenizer_that_does_not_suit_is_refused(tokenizer: Tokenizer | None, message: str) -> None:
     source = tiny("llama", "plain")
-    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    spec, _ = describe(MemoryCheckpoint(source.config, source.state))
     content = b"{}" if tokenizer is None else tokenizer.to_str().encode()
     with pytest.raises(SourceError, match=message):
-        calibrate(spec, lambda name: Weight(name, tensors(name)), content, 1 << 20)
+        windows(content, spec, 100)
 
 
 def test_activations_that_are_not_finite_are_refused(tiny_source: Path) -> None:
@@ -161,4 +202,4 @@ def test_activations_that_are_not_finite_are_refused(tiny_source: Path) -> None:
             return Weight(name, InMemory(values * np.float32(1e30) if ".up." in name or ".gate." in name else values))
 
         with pytest.raises(SourceError, match="not finite; use --method rtn --kv fp32"):
-            calibrate(spec, huge, checkpoint.text().tokenizer, 1 << 20)
+            calibrate(spec, huge, windows(checkpoint.text().tokenizer, spec, 100), 1 << 20)

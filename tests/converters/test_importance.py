@@ -10,7 +10,7 @@ import pytest
 from edgellm.bundle import sha256_file
 from edgellm.converters import targets
 from edgellm.converters.architectures import describe
-from edgellm.converters.calibration import Calibration, CalibrationOps
+from edgellm.converters.calibration import Calibration, calibrate
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.quantizers import imatrix, rtn
 from edgellm.converters.recipes import recipe
@@ -27,10 +27,9 @@ def test_codes_are_those_of_the_method_with_its_importance(target: str, tmp_path
     """Numpy with the same importance is far nearer to the graph than numpy without, and than plain rounding."""
     source = tiny("llama", "plain")
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
-    ops = CalibrationOps(1 << 20, spec.max_context)
-    ReferenceModel(spec, lambda name: Weight(name, tensors(name)), ops).logits(IDS)
+    plain = calibrate(spec, lambda name: Weight(name, tensors(name)), [IDS], 1 << 20)
     skew = {width: np.exp(3 * np.random.default_rng(width).normal(size=width)) for width in range(1, 257)}
-    importance = {name: (values * skew[len(values)]).astype(np.float32) for name, values in ops.importance.items()}
+    importance = {name: (values * skew[len(values)]).astype(np.float32) for name, values in plain.importance.items()}
     found = Calibration((), importance, "")
     chosen = recipe("int4", "imatrix", 32, targets.find(target).grid)
     plan = targets.find(target).plan(spec, tensors, chosen, found)

@@ -1,0 +1,78 @@
+"""The text that calibration runs on, as windows of token ids."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from edgellm.converters import quantizers
+from edgellm.errors import SourceError, UsageError
+from edgellm.spec import ModelSpec
+
+TEXT = Path(__file__).with_name("calibration.txt")
+NO_TEXT = "none"
+WINDOW = 512  # tokens
+MAX_BYTES = 64 << 20
+
+
+def chosen(choice: str | os.PathLike[str] | None) -> str | None:
+    """The content of a user's own text; None where nobody gave one. UsageError if it cannot be used."""
+    if choice is None or choice == NO_TEXT:
+        return None
+    path = Path(choice)
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise UsageError(f"more than {MAX_BYTES >> 20} MiB", where=path, fix="give --calibration its first pages")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(f"cannot be read: {reason or error}", where=path, fix="give another --calibration") from error
+    if not text.strip():
+        raise UsageError("there is no text in it", where=path, fix="give another --calibration, or none")
+    return text
+
+
+def without(method: str | None, kv: str | None) -> tuple[str, str]:
+    """Method and cache that need no text; UsageError where the user's own choice needs one."""
+    if method is not None and quantizers.is_calibrated(method):
+        raise UsageError(f"'{method}' needs a text", where="--calibration", fix="leave it out, or use --method rtn")
+    if kv == "int8":
+        raise UsageError("an 8-bit cache needs a text", where="--calibration", fix="leave it out, or use --kv fp32")
+    return method or "rtn", "fp32"
+
+
+def windows(tokenizer: bytes, spec: ModelSpec, tokens: int, text: str | None = None) -> tuple[NDArray[np.int64], ...]:
+    """The first `tokens` tokens of a text, int64 [T] a window; each begins as a text of its own does.
+
+    Args:
+        tokenizer: content of tokenizer.json.
+        text: None takes the one that comes with edgellm.
+
+    Raises:
+        SourceError: the tokenizer makes nothing of it that the model knows.
+    """
+    try:
+        encoder = Tokenizer.from_buffer(tokenizer)
+        text = TEXT.read_text(encoding="utf-8") if text is None else text
+        start = encoder.encode("").ids
+        ids = encoder.encode(text, add_special_tokens=False).ids[:tokens]
+    except Exception as error:  # tokenizers has no class of its own for what it cannot read
+        reason = str(error).partition("\n")[0]
+        raise SourceError(
+            f"the tokenizer cannot be used: {reason}", where="tokenizer.json", fix="get the model again"
+        ) from error
+    if not ids:
+        raise SourceError("the tokenizer makes no tokens of a text", where="tokenizer.json", fix="get the model again")
+    if max(start + ids) >= spec.vocab_size:
+        raise SourceError(
+            f"the tokenizer makes a token {max(start + ids)}, and the model has {spec.vocab_size}",
+            where="tokenizer.json",
+            fix="get the model again",
+        )
+    size = max(1, min(WINDOW, spec.max_context) - len(start))
+    parts = [start + ids[first : first + size] for first in range(0, len(ids), size)]
+    return tuple(np.array(part[: spec.max_context], np.int64) for part in parts)

@@ -1,0 +1,186 @@
+"""Codes that were settled before a graph was planned: they are what is written, and a run that was stopped goes on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models
+
+from edgellm.bundle import cache_dir
+from edgellm.converters import preparation, quantizers, shelf, targets
+from edgellm.converters.architectures import describe
+from edgellm.converters.calibration import calibrate
+from edgellm.converters.calibration_text import windows
+from edgellm.converters.checkpoints import open_checkpoint
+from edgellm.converters.numpy_ops import ReferenceModel
+from edgellm.converters.preparation import LINEARS, CalibrationText, Prepared, prepare
+from edgellm.converters.recipes import recipe
+from edgellm.converters.statistics import Statistics
+from edgellm.converters.weights import LazyTensor, Weight, on_grids
+from edgellm.errors import ResourceError
+from edgellm.scheme import Recipe
+from edgellm.spec import ModelSpec
+from tests import onnx_model
+from tests.tiny_models import CASES, MemoryCheckpoint, tiny
+
+Tensors = Callable[[str], LazyTensor]
+IDS = np.random.default_rng(7).integers(3, 131, 24)
+
+
+@pytest.fixture(autouse=True)
+def short_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(preparation, "HESSIAN_TOKENS", 300)
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
+
+
+def recipes(graphs: tuple[str, ...] = ("onnx", "tflite")) -> dict[str, Recipe]:
+    return {name: recipe("int4", "gptq", 32, targets.find(name).grid) for name in graphs}
+
+
+def ready(
+    spec: ModelSpec,
+    tensors: Tensors,
+    tokenizer: bytes,
+    on_layer: Callable[[int], None] = lambda layer: None,
+    graphs: tuple[str, ...] = ("onnx", "tflite"),
+) -> Prepared:
+    return prepare(
+        spec,
+        tensors,
+        recipes(graphs),
+        CalibrationText(tokenizer),
+        slice_bytes=1 << 20,
+        max_ram=None,
+        workers=2,
+        on_layer=on_layer,
+    )
+
+
+def test_each_graph_gets_codes_on_its_own_grid(tiny_source: Path) -> None:
+    """By the method alone, called on whole weights with the statistics of the same text."""
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        tokenizer = checkpoint.text().tokenizer
+        found = ready(spec, tensors, tokenizer)
+        settle = quantizers.find_settle("gptq")
+        assert settle is not None
+        compared = []
+
+        def compare(layer: int, statistics: dict[str, Statistics]) -> None:
+            for graph, name in itertools.product(found.recipes.values(), LINEARS):
+                weight = f"layers.{layer}.{name}.weight"
+                scheme = graph.scheme(weight)
+                assert scheme is not None
+                codes = found.tensors(weight).on_grid(scheme, 3, 9)
+                assert codes is not None
+                wanted = settle(tensors(weight).array()[3:9], scheme, statistics[weight])
+                np.testing.assert_allclose(codes.dequantize(), wanted.dequantize(), rtol=1e-3, atol=1e-4)
+                compared.append(weight)
+
+        text = windows(tokenizer, spec, 300)
+        calibrate(spec, lambda name: Weight(name, tensors(name)), text, 1 << 20, hessians=True, on_layer=compare)  # type: ignore[arg-type]
+        assert len(compared) == 2 * len(LINEARS) * len(spec.layers)
+        assert all(each.calibration == found.calibration.digest for each in found.recipes.values())
+        found.clear()
+    assert not list((cache_dir() / "shelves").iterdir())
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+def test_the_graph_has_the_settled_codes(architecture: str, variant: str, tmp_path: Path) -> None:
+    """For every architecture the exported graph is far nearer to numpy on these codes than to codes by plain rounding."""
+    letters = Tokenizer(models.BPE({chr(code): code - 25 for code in range(32, 127)}, []))
+    source = tiny(architecture, variant)
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    found = ready(spec, tensors, letters.to_str().encode(), graphs=("onnx",))
+    chosen = found.recipes["onnx"]
+    got = onnx_model.exported(tmp_path, spec, found.tensors, recipe=chosen, accuracy_level=0).run(IDS, 0)
+    ours = ReferenceModel(spec, on_grids(found.tensors, chosen)).logits(IDS)
+    plain = ReferenceModel(spec, on_grids(tensors, chosen)).logits(IDS)
+    assert np.abs(got - ours).max() < 1e-3 * np.abs(ours).max()
+    assert np.abs(got - plain).max() > 10 * np.abs(got - ours).max()
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "INTERVAL", 0)
+
+    class Stop(BaseException):
+        """What Ctrl-C would be."""
+
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        tokenizer, last = checkpoint.text().tokenizer, len(spec.layers) - 1
+
+        def stop(layer: int) -> None:
+            if layer == last:
+                raise Stop
+
+        with pytest.raises(Stop):
+            ready(spec, tensors, tokenizer, stop)
+        seen: list[int] = []
+        resumed = ready(spec, tensors, tokenizer, seen.append)
+        assert seen == [last], "the layers before were kept"
+        assert len(list((cache_dir() / "shelves").iterdir())) == 1
+        name = f"layers.0.{LINEARS[0]}.weight"
+        scheme = resumed.recipes["onnx"].scheme(name)
+        assert scheme is not None
+        kept = resumed.tensors(name).on_grid(scheme, 0, 4)
+        resumed.clear()
+        whole = ready(spec, tensors, tokenizer)
+        at_once = whole.tensors(name).on_grid(scheme, 0, 4)
+        assert kept is not None
+        assert at_once is not None
+        assert (kept.codes == at_once.codes).all()
+        for one, other in zip(resumed.calibration.cache, whole.calibration.cache, strict=True):
+            np.testing.assert_array_equal(one.reach, other.reach)
+        assert resumed.calibration.importance.keys() == whole.calibration.importance.keys()
+        whole.clear()
+
+
+def test_a_damaged_stage_is_made_again(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "INTERVAL", 0)
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        first = ready(spec, tensors, checkpoint.text().tokenizer)
+        stage = next((cache_dir() / "shelves").glob("*/stage.npz"))
+        stage.write_bytes(stage.read_bytes()[:-100])
+        seen: list[int] = []
+        ready(spec, tensors, checkpoint.text().tokenizer, seen.append).clear()
+        assert seen == list(range(len(spec.layers)))
+        assert first.calibration.digest
+
+
+def test_what_is_long_dead_is_cleared_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path))
+    monkeypatch.setattr(shelf, "WEEK", -100)
+    (tmp_path / "shelves" / "old.4194304").mkdir(parents=True)
+    (tmp_path / "shelves" / f"busy.{1}").mkdir()
+    shelf.Shelf("new")
+    assert sorted(each.name.partition(".")[0] for each in (tmp_path / "shelves").iterdir()) == ["busy", "new"]
+
+
+def test_too_little_memory_is_said_before_the_work(tiny_source: Path) -> None:
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        with pytest.raises(ResourceError, match=r"--max-ram: this method needs about \d+ MB"):
+            prepare(
+                spec,
+                tensors,
+                recipes(),
+                CalibrationText(checkpoint.text().tokenizer),
+                slice_bytes=1 << 20,
+                max_ram=100_000,
+                workers=1,
+            )
+
+
+def test_a_full_disk_is_said_with_what_to_do(tiny_source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "file"))
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        with pytest.raises(ResourceError, match="EDGELLM_CACHE"):
+            ready(spec, tensors, checkpoint.text().tokenizer)
