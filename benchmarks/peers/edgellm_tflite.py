@@ -23,6 +23,8 @@ VARIANTS = {
     "int8": Ours(8, 0, kv="i8"),
     "int4-b32-kv32": Ours(4, 32, options={"kv": "fp32"}),
     "int4-b32-rtn": Ours(4, 32, kv="i8", options={"method": "rtn"}),
+    "int4-b32-gptq": Ours(4, 32, kv="i8", options={"method": "gptq"}, usual=False),
+    "int4-b64-gptq": Ours(4, 64, kv="i8", options={"method": "gptq"}, usual=False),
 }
 
 

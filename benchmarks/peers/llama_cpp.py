@@ -70,7 +70,7 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
     api = _api()
     made = variant.removesuffix(NOFLASH)
     kind = made.removesuffix(IMATRIX)
-    matrix = importance.by_tensor(source) if made != kind else {}
+    matrix = importance.by_tensor(source, folder) if made != kind else {}
     name = f"{made}-{importance.digest(matrix)}" if matrix else made
     target = folder / f"llama.cpp-{importlib.metadata.version(PACKAGES[0])}-{name}.gguf"
     if target.is_file():
@@ -100,7 +100,7 @@ def _imatrix(api: Any, matrix: Mapping[str, Array]) -> Any:
     """The matrix as llama.cpp takes it: an array of (name, values, count) that ends with an empty one."""
     entries = (api.llama_model_imatrix_data * (len(matrix) + 1))()
     for entry, (name, values) in zip(entries, matrix.items(), strict=False):
-        copy = (ctypes.c_float * len(values)).from_buffer_copy(np.ascontiguousarray(values, np.float32))  # the entry keeps it
+        copy = (ctypes.c_float * len(values)).from_buffer_copy(values.astype(np.float32).tobytes())  # the entry keeps it
         entry.name, entry.data, entry.size = name.encode(), copy, len(values)
     return entries
 

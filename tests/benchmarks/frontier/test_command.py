@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -66,15 +67,15 @@ def test_drawing_again_needs_the_json_alone_and_gives_the_same_bytes(tmp_path: P
 
 
 @pytest.mark.slow
-def test_a_whole_run(models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run(models: Callable[[str], Path], tmp_path: Path) -> None:
     """One round of a few files of the real model: closeness orders them as theory has it, and all of it is drawn."""
     pytest.importorskip("llama_cpp")
-    source = models("smollm2")
+    source, cache = models("smollm2"), Path(os.environ["XDG_CACHE_HOME"])  # where costly files are kept between runs
     wanted = ("edgellm_onnx:int4-b32*", "edgellm_tflite:int4-b32", *(f"llama_cpp:{name}" for name in LLAMA_CPP))
     sizes = ("--threads", 1, "--trials", 1, "--prefill", 16, "--depths", 4, "--steps", 2, "--positions", 200)
     files = ("--json", tmp_path / "it.json", "--markdown", tmp_path / "it.md", "--plot", tmp_path / "it.png")
     done = command_line(
-        "--models", f"{source}-permuted", "--peers", *wanted, *sizes, *files, "--noisy", cache=tmp_path, module="frontier"
+        "--models", f"{source}-permuted", "--peers", *wanted, *sizes, *files, "--noisy", cache=cache, module="frontier"
     )
     assert done.returncode == 0, done.stderr
     report: dict[str, Any] = json.loads((tmp_path / "it.json").read_text(encoding="utf-8"))
