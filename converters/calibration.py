@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -61,11 +61,13 @@ class Calibration:
         cache: by layer.
         importance: by linear weight, float32 [in]: the mean square of every input channel.
         digest: sha256 of the text's token ids (int64, little endian).
+        peaks: by linear weight, float32 [in]: the largest magnitude of every input channel.
     """
 
     cache: tuple[CacheRange, ...]
     importance: Mapping[str, Array]
     digest: str
+    peaks: Mapping[str, Array] = field(default_factory=dict)
 
 
 NOTHING = Calibration((), MappingProxyType({}), "")
@@ -95,7 +97,7 @@ def calibrate(spec: ModelSpec, weights: decoder.Weights, tokenizer: bytes, slice
         raise SourceError(
             "the model's activations over a short text are not finite", where="calibration", fix="use --method rtn --kv fp32"
         )
-    return Calibration(ranges, ops.importance, hashlib.sha256(tokens.tobytes()).hexdigest())
+    return Calibration(ranges, ops.importance, hashlib.sha256(tokens.tobytes()).hexdigest(), ops.peaks)
 
 
 def _ids(tokenizer: bytes, spec: ModelSpec) -> list[int]:
@@ -123,7 +125,7 @@ class CalibrationOps(NumpyOps):
 
     Attributes:
         ranges: of the cache, by layer.
-        importance: of inputs, by the name of the linear's weight.
+        importance, peaks: of inputs, by the name of the linear's weight.
     """
 
     def __init__(self, slice_bytes: int, context: int) -> None:
@@ -131,6 +133,7 @@ class CalibrationOps(NumpyOps):
         self._context = context
         self.ranges: dict[int, CacheRange] = {}
         self.importance: dict[str, Array] = {}
+        self.peaks: dict[str, Array] = {}
         self._slice_bytes = slice_bytes
 
     def array(self, weight: Weight) -> Array:
@@ -145,7 +148,9 @@ class CalibrationOps(NumpyOps):
 
     def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
         squares: Array = np.mean(x * x, axis=(0, 1))
+        peaks: Array = np.abs(x).max(axis=(0, 1))
         self.importance |= {linear.weight.name: squares for linear in linears}
+        self.peaks |= {linear.weight.name: peaks for linear in linears}
         return [self._product(x, linear) for linear in linears]
 
     def _product(self, x: Tensor, linear: Linear) -> Tensor:

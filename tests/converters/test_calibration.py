@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from edgellm.errors import SourceError
 from edgellm.scheme import Recipe
 from edgellm.spec import Rotary
 from tests import onnx_model, tflite_model
-from tests.tiny_models import CASES, MemoryCheckpoint, tiny
+from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
 
 INT8_CACHE = Recipe("fp32", "none", kv=8)
 IDS = np.random.default_rng(7).integers(3, 131, 24)
@@ -162,3 +163,30 @@ def test_activations_that_are_not_finite_are_refused(tiny_source: Path) -> None:
 
         with pytest.raises(SourceError, match="not finite; use --method rtn --kv fp32"):
             calibrate(spec, huge, checkpoint.text().tokenizer, 1 << 20)
+
+
+def test_peaks_are_the_largest_inputs_of_transformers_linears() -> None:
+    source = tiny("llama", "plain")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    ops = CalibrationOps(1 << 20, spec.max_context)
+    ReferenceModel(spec, lambda name: Weight(name, tensors(name)), ops).logits(IDS)
+    found = largest_inputs(source.model)
+    for layer in range(len(spec.layers)):
+        pairs = {"k": "self_attn.q_proj", "o": "self_attn.o_proj", "up": "mlp.gate_proj", "down": "mlp.down_proj"}
+        for ours, theirs in pairs.items():
+            wanted = found[f"model.layers.{layer}.{theirs}"]
+            np.testing.assert_allclose(ops.peaks[f"layers.{layer}.{ours}.weight"], wanted, rtol=1e-3, atol=1e-5)
+
+
+def largest_inputs(model: Any) -> dict[str, np.ndarray[Any, Any]]:
+    """Largest magnitude of every input channel of a torch model's linears, over IDS."""
+    found: dict[str, np.ndarray[Any, Any]] = {}
+
+    def watch(name: str) -> Any:
+        return lambda _, inputs: found.update({name: inputs[0][0].abs().amax(dim=0).detach().numpy()})
+
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in model.named_modules() if name.endswith("_proj")]
+    torch_logits(model, np.asarray(IDS))
+    for hook in hooks:
+        hook.remove()
+    return found

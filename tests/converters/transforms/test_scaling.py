@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration import CalibrationOps
-from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel, Tensor
-from edgellm.converters.ops import Linear
+from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.quantizers import imatrix, rtn
 from edgellm.converters.transforms import scaling
 from edgellm.converters.weights import InMemory, Weight
@@ -87,7 +86,7 @@ def test_statistics_are_those_of_the_scaled_model(architecture: str) -> None:
     """The formula against a run over the scaled model."""
     spec, tensors = opened(architecture)
     factors = some_factors(spec, 3)
-    before, after = PeakOps(spec), PeakOps(spec)
+    before, after = (CalibrationOps(1 << 20, spec.max_context) for _ in range(2))
     logits(spec, tensors, before)
     logits(spec, scaling.apply(spec, tensors, factors), after)
     for seen, found, degree in ((before.importance, after.importance, 2), (before.peaks, after.peaks, 1)):
@@ -95,18 +94,6 @@ def test_statistics_are_those_of_the_scaled_model(architecture: str) -> None:
         assert told.keys() == found.keys()
         for name, values in told.items():
             np.testing.assert_allclose(values, found[name], rtol=1e-3, atol=1e-6 * float(values.max()), err_msg=name)
-
-
-class PeakOps(CalibrationOps):
-    """Mean squares, and the largest magnitudes of inputs beside them."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(1 << 20, spec.max_context)
-        self.peaks: dict[str, Array] = {}
-
-    def linears(self, x: Tensor, linears: list[Linear]) -> list[Tensor]:  # type: ignore[override]
-        self.peaks |= {linear.weight.name: np.abs(x).max(axis=(0, 1)) for linear in linears}
-        return super().linears(x, linears)
 
 
 def test_means_of_products_are_divided_by_both_factors() -> None:
