@@ -121,7 +121,9 @@ def write_data(regions: Sequence[Region], quantize: Quantize, *, slice_bytes: in
 
     def work(tensor: LazyTensor, start: int, stop: int) -> tuple[str, int]:
         values, name = tensor.rows(start, stop), sharers[tensor][0].job.name
-        if not np.isfinite(values.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            finite = np.isfinite(values.sum(dtype=np.float64))
+        if not finite:
             raise SourceError("the weight is not finite (NaN or infinity)", where=name, fix="get the model again")
         values.flags.writeable = False
         for share in sharers[tensor]:

@@ -133,6 +133,36 @@ def test_smooth_by_hand() -> None:
     assert np.ptp(np.array([1, 4, 4, 1]) * none) < 1e-6
 
 
+def test_smooth_looks_at_all_that_read_a_channel() -> None:
+    """Channel 0 is large in v alone, channel 1 in k alone, the second value of a head in its second query head's columns."""
+    spec, _ = opened("llama")
+    spec = replace(spec, layers=spec.layers[:1])
+    at = spec.attention(0).head_dim + 1  # of the second query head of the first group
+
+    def tensors(name: str) -> InMemory:
+        values = np.ones((6, 64), np.float32)
+        for part, column in (("v", 0), ("k", 1), ("o", at)):
+            if name == f"layers.0.{part}.weight":
+                values[3, column] = -9
+        return InMemory(values)
+
+    names = [f"{reader}.weight" for fold in scaling.folds(spec) for reader in fold.readers if "down" not in reader]
+    found = scaling.smooth(spec, tensors, {name: np.ones(64, np.float32) for name in names})
+    norm, value = found["layers.0.attn_norm"], found["layers.0.v"]
+    np.testing.assert_allclose(norm[2:] / norm[:2].mean(), 3, rtol=1e-5)
+    np.testing.assert_allclose(np.delete(value, 1) / value[1], 3, rtol=1e-5)
+
+
+def test_awq_looks_at_rows_from_end_to_end() -> None:
+    """Rows at the beginning that are zero say nothing."""
+    weight = np.random.default_rng(2).standard_normal((4 * scaling.SAMPLE, 32)).astype(np.float32)
+    weight[: 3 * scaling.SAMPLE] = 0
+    spec, tensors = one_fold(weight)
+    seen = {"layers.0.down.weight": np.where(np.arange(32) < 2, 900, 1).astype(np.float32)}
+    found = scaling.awq(spec, tensors, seen, lambda name: INT4, rtn.quantize)["layers.0.up"]
+    assert found[0] > 1.5 * found[5]
+
+
 def test_awq_by_hand() -> None:
     """On a grid of whole numbers up to 7, with 7 in every row: 0.4 in a channel of importance 10000 is rounded to 0 as it is.
 
