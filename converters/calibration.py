@@ -34,13 +34,11 @@ class Calibration:
         cache: by layer.
         importance: by linear weight, float32 [in]: the mean square of every input channel.
         digest: sha256 of the text's token ids (int64, little endian).
-        peaks: by linear weight, float32 [in]: the largest magnitude of every input channel.
     """
 
     cache: tuple[CacheRange, ...]
     importance: Mapping[str, Array]
     digest: str
-    peaks: Mapping[str, Array] = field(default_factory=dict)
 
 
 NOTHING = Calibration((), MappingProxyType({}), "")

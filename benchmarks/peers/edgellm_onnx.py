@@ -40,8 +40,9 @@ VARIANTS = {
     "int8": Ours(8, 32),
     "int4-b32-kv8": Ours(4, 32, kv="i8", options={"kv": "int8"}),
     "int4-b32-rtn": Ours(4, 32, options={"method": "rtn"}, usual=False),
-    "int4-b32-gptq": Ours(4, 32, options={"method": "gptq"}, usual=False),
-    "int4-b64-gptq": Ours(4, 64, options={"method": "gptq"}, usual=False),
+    "int4-b32-imatrix": Ours(4, 32, options={"method": "imatrix"}, usual=False),
+    "int4-b32-awq": Ours(4, 32, options={"method": "awq"}, usual=False),
+    "int4-4.7": Ours(4, 32, options={"bits_per_weight": 4.7}, usual=False),
 }
 
 

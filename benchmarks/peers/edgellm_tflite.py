@@ -23,8 +23,10 @@ VARIANTS = {
     "int8": Ours(8, 0, kv="i8"),
     "int4-b32-kv32": Ours(4, 32, options={"kv": "fp32"}),
     "int4-b32-rtn": Ours(4, 32, kv="i8", options={"method": "rtn"}),
-    "int4-b32-gptq": Ours(4, 32, kv="i8", options={"method": "gptq"}, usual=False),
-    "int4-b64-gptq": Ours(4, 64, kv="i8", options={"method": "gptq"}, usual=False),
+    "int4-b32-imatrix": Ours(4, 32, kv="i8", options={"method": "imatrix"}, usual=False),
+    "int4-4.6": Ours(4, 32, kv="i8", options={"bits_per_weight": 4.6}, usual=False),
+    "int4-5.2": Ours(4, 32, kv="i8", options={"bits_per_weight": 5.2}, usual=False),
+    "int4-row-4.3": Ours(4, 0, kv="i8", options={"bits_per_weight": 4.3}, usual=False),
 }
 
 
