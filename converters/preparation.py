@@ -31,7 +31,7 @@ from edgellm.spec import ModelSpec
 
 Tensors = Callable[[str], LazyTensor]
 OnPhase = Callable[[str, float], None]  # what is done, and how much of it is
-DIAGONAL_TOKENS, HESSIAN_TOKENS = 2048, 12288  # what importance and ranges, and what Hessians need
+DIAGONAL_TOKENS, HESSIAN_TOKENS = 1024, 12288  # what importance and ranges, and what Hessians need
 GRID_ROWS, TRAINED = 16, 5e-4  # rows that tell whether a weight lies on a grid: of others 4 bits lose 5e-3 and more
 HELD = 1 << 30  # bytes of a layer's weights that are kept while windows go by
 
