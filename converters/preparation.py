@@ -100,28 +100,27 @@ def prepare(
     tensors = tensors if choices.method is None else cache(_unsettled(tensors))
     chosen = _recipes(choices, targets, spec, tensors)
     method = choices.rounding
-    if (
-        choices.method is None
-        and quantizers.find_settle(method) is not None
-        and (_needed(spec, tensors, limits) or all(_was_trained_for(recipe, tensors, spec) for recipe in chosen.values()))
-    ):
-        method = "imatrix"  # the next best, for what memory was allowed; the best, for what lies on the grid already
-        chosen = {
-            name: recipe if recipe.method == IMPORTED else replace(recipe, method=method) for name, recipe in chosen.items()
-        }
+    mixes = choices.wants_mixed and all(map(_has_few_bits, chosen.values())) and not any(map(_imports, chosen.values()))
+    if choices.method is None and quantizers.find_settle(method) is not None:
+        if _needed(spec, tensors, limits):
+            # the next best for what memory was allowed, and nothing that wants more of it
+            method, mixes = "imatrix", mixes and choices.bits_per_weight is not None
+        elif all(_was_trained_for(recipe, tensors, spec) for recipe in chosen.values()):
+            method, mixes = "imatrix", False
+        if method != choices.rounding:
+            chosen = {name: each if each.method == IMPORTED else replace(each, method=method) for name, each in chosen.items()}
     if _rotates(method, chosen, spec):
         spec, tensors = rotation.apply(spec, tensors)
     if not any(map(_asks, chosen.values())):
         return Prepared(spec, tensors, chosen, NOTHING, method)
 
     transform = quantizers.find_transform(method)
-    mixed = choices.wants_mixed and all(map(_has_few_bits, chosen.values())) and not any(map(_imports, chosen.values()))
-    if transform is not None or mixed:
+    if transform is not None or mixes:
         windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
         known = _calibrated(spec, tensors, windows, limits, lambda layer: on_phase("looking", layer / len(spec.layers)))
         if transform is not None:
             tensors = transform(spec, tensors, known.importance, next(iter(chosen.values())))
-        if mixed:
+        if mixes:
             chosen = {
                 name: _mixed(choices, targets[name], recipe, spec, tensors, known, windows, method)
                 for name, recipe in chosen.items()
@@ -251,6 +250,17 @@ def _calibrated(
 
 def _unsettled(tensors: Tensors) -> Tensors:
     return lambda name: Unsettled(tensors(name))
+
+
+def stored_bytes(spec: ModelSpec, tensors: Tensors, chosen: Mapping[str, Recipe]) -> int:
+    """About what the weights of all graphs will take on disk."""
+    found = 0.0
+    for name in recipes.matrices(spec):
+        shape = tensors(name).shape
+        for recipe in chosen.values():
+            scheme = recipe.scheme(name)
+            found += 32 * shape[0] * shape[1] if scheme is None else allocation.bits_of(scheme, shape)
+    return int(found / 8)
 
 
 def _asks(recipe: Recipe) -> bool:
