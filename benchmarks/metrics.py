@@ -35,6 +35,7 @@ class Seen:
         self.target_logit = np.full(count, np.nan)
         self._sum = np.zeros(count)  # of exp(logit - top)
         self.scale = np.ones(count)  # what the last slice made of the sums before it
+        self.shares: Values = np.zeros((count, 0))  # exp(logit - top) of the last slice
 
     def add(self, logits: Logits, start: int) -> None:
         """Look at the tokens from `start` on: logits [positions, tokens]."""
@@ -45,7 +46,8 @@ class Seen:
         self.best = np.where(larger, best + start, self.best)
         new = np.maximum(top, self.top)
         self.scale = np.exp(self.top - new)
-        self._sum = self._sum * self.scale + np.exp(logits - new[:, None]).sum(axis=1, dtype=np.float64)
+        self.shares = np.exp(logits - new[:, None])
+        self._sum = self._sum * self.scale + self.shares.sum(axis=1)
         self.top = new
         inside = np.flatnonzero((self.targets >= start) & (self.targets < start + logits.shape[1]))
         self.target_logit[inside] = logits[inside, self.targets[inside] - start]
@@ -78,8 +80,8 @@ class Divergence:
 
     def add(self, p: Logits, q: Logits) -> None:
         """Logits [positions, tokens] of the slice that both have just seen."""
-        shares = np.exp(p - self.p.top[:, None])
-        self._sum = self._sum * self.p.scale + (shares * (p.astype(np.float64) - q)).sum(axis=1)
+        apart = np.subtract(p, q, dtype=np.float64)
+        self._sum = self._sum * self.p.scale + np.einsum("pt,pt->p", self.p.shares, apart)
 
     @property
     def values(self) -> Values:

@@ -75,12 +75,14 @@ class Lane:
         texts: token ids, each in a context of its own.
         quantize: the method that makes the codes.
         numerics: of the runtime.
+        watched: whether to tell what rounding costs each linear.
     """
 
     weights: decoder.Weights
     texts: Sequence[Ids]
     quantize: Quantize = rtn.quantize
     numerics: Numerics = field(default_factory=Numerics)
+    watched: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +91,8 @@ class Replayed:
 
     Attributes:
         hidden: float32 [positions, D], normed, and rounded as the head's inputs are.
-        errors: by linear, the energy of its output's error over that of its output: what rounding its weight cost.
+        errors: by linear, the energy of its output's error over that of its output: what rounding its weight cost. Of watched
+            lanes only.
     """
 
     hidden: Array
@@ -134,7 +137,7 @@ def replay(
         x = [_flat(each, lane.texts) for each, lane in zip(x, lanes, strict=True)]
         x = ops.norm(x, names("norm.weight"), spec.norm_eps)
         if spec.final_linear:
-            x = ops.linears(x, [Linear(names("final.weight"))])[0]
+            x = ops.add(x, ops.linears(x, [Linear(names("final.weight"))])[0])
         head = "embed.weight" if spec.tied_head else "head.weight"
         hidden = ops.inputs(x, head)
         return [
@@ -241,7 +244,7 @@ class ReplayOps:
                 key = (id(weight.tensor), weight.scheme, id(weight.importance), lane.quantize)
                 if key not in made:
                     made[key] = used(weight, rows(weight), lane.quantize)
-                found.append((made[key], None if weight.scheme is None else rows(weight).values))
+                found.append((made[key], rows(weight).values if lane.watched and weight.scheme is not None else None))
             return found
 
         spans, step = list(weights[0].tensor.slices(self._slice_bytes)), 8

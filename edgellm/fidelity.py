@@ -192,7 +192,7 @@ class _Lab:
             if made.kind != "fp32":
                 numerics = targets.fidelity(name).numerics(made.recipe, self._calibration)
                 weights = on_grids(self._quantized[name], made.recipe, self._calibration.importance)
-                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics)
+                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched=True)
                 lanes[f"{name} {FLOAT}"] = Lane(weights, self._starts, made.quantize)
                 if made.kind == "int4" and made.calibrated:
                     weights = on_grids(self._origin.tensors, made.plainly_rounded())
@@ -204,7 +204,7 @@ class _Lab:
         """One graph's figures, from what numpy found and what its runtime does."""
         from edgellm.benchmarks.judge import RUN, judge
 
-        self._on_step(name, 0)
+        self._on_step(f"measuring {name}", 0)
         vocab = self._bundle.spec.vocab_size
         quantized, plain = found.get(f"{name} {QUANTIZED}"), found.get(f"{name} {FLOAT}")
         models = {SOURCE: found[SOURCE]} | ({} if quantized is None else {QUANTIZED: quantized})
@@ -277,7 +277,9 @@ class _Lab:
         found: dict[str, Replayed] = {}
         for spec, group in ((self._origin.spec, plain), (self._bundle.spec, lanes)):
             if group:
-                seen = replay(spec, list(group.values()), on_layer=lambda layer: self._on_step(what, layer / layers))
+                seen = replay(
+                    spec, list(group.values()), on_layer=lambda layer: self._on_step(f"measuring {what}", layer / layers)
+                )
                 found |= zip(group, seen, strict=True)
         return found
 

@@ -55,3 +55,18 @@ def write(folder: Path, *, context: int = 4096, template: str | None = CHAT_TEMP
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     (folder / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
     return folder
+
+
+def write_coarse(folder: Path) -> Path:
+    """The same, of which 8 bits lose much: in every block of 32 one input is small, and its weights large to match."""
+    from safetensors.numpy import load_file, save_file
+
+    write(folder)
+    tensors = load_file(folder / "model.safetensors")
+    for name, values in tensors.items():
+        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
+            values[:, [5, 37]] *= 1000
+        if name.endswith("layernorm.weight"):
+            values[[5, 37]] /= 1000
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder

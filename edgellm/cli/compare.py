@@ -79,8 +79,8 @@ def command(bundles: tuple[Path, ...], against: str | None, trials: int, threads
 def _columns(bundle: Bundle, against: str | None, trials: int, threads: int | None) -> list[Column]:
     from rich.console import Console
 
+    from edgellm.cli._bits import bits_per_weight
     from edgellm.evaluation import evaluate
-    from edgellm.linears import bits_per_weight
 
     bundle.ensure_verified()
     there = runtimes_of(bundle, None)

@@ -22,7 +22,8 @@ import sys
 from edgellm.conversion import convert
 def show(progress):
     print(progress.done, flush=True)
-convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]) or None, target=sys.argv[4], evaluate=False, progress=show)
+convert(sys.argv[1], sys.argv[2], max_ram=int(sys.argv[3]) or None, target=sys.argv[4], method=[*sys.argv, None][5],
+        evaluate=False, progress=show)
 """
 CONVERT_AND_WATCH = """
 import re, sys, threading, time
@@ -124,7 +125,7 @@ def test_an_existing_target_is_left_alone(source: Path, tmp_path: Path, existing
     [
         ({"quant": "int3"}, UsageError, "unknown quantization 'int3'; choose one of int4, int8, fp32"),
         ({"block_size": 48}, UsageError, "block size 48 is not supported"),
-        ({"method": "magic"}, UsageError, "unknown method 'magic'; choose one of imatrix, rtn"),
+        ({"method": "magic"}, UsageError, "unknown method 'magic'; choose one of awq, gptq, imatrix, rtn"),
         ({"target": "coreml"}, UsageError, "unknown target 'coreml'; choose one of onnx"),
         ({"max_ram": 1 << 20}, ResourceError, "--max-ram: too little for a conversion; give at least"),
         ({"max_ram": "2G"}, UsageError, "max_ram: '2G' is not a whole number"),
@@ -167,7 +168,7 @@ def test_an_exception_in_progress_leaves_nothing(source: Path, tmp_path: Path) -
 def test_a_killed_conversion_leaves_no_bundle(large: Path, tmp_path: Path, runtimes: str, events: int) -> None:
     """Killed between two slices; the next conversion clears what is left and succeeds."""
     target = tmp_path / "out"
-    command = [sys.executable, "-c", CONVERT, str(large), str(target), "0", runtimes]
+    command = [sys.executable, "-c", CONVERT, str(large), str(target), "0", runtimes, "rtn"]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         for _ in range(events):

@@ -151,24 +151,13 @@ def test_a_method_chosen_by_the_preset_and_by_name(tiny_source: Path, tmp_path: 
 
 @pytest.fixture(scope="module")
 def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source that 8 bits a row are too few for: an input is a thousandth, its weights a thousand times what they were."""
-    from safetensors.numpy import load_file, save_file
-
-    folder = tiny_folder.write(tmp_path_factory.mktemp("coarse") / "tiny")
-    tensors = load_file(folder / "model.safetensors")
-    for name, values in tensors.items():
-        if name.endswith(("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", "up_proj.weight")):
-            values[:, 5] *= 1000
-        if name.endswith("layernorm.weight"):
-            values[5] /= 1000
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    return folder
+    return tiny_folder.write_coarse(tmp_path_factory.mktemp("coarse") / "tiny")
 
 
 def test_what_lost_too_much_is_refused_and_nothing_stays(coarse: Path, tmp_path: Path) -> None:
     with pytest.raises(FidelityError) as error:
-        convert(coarse, tmp_path / "deep" / "out", target="tflite", quant="int8", kv="fp32", **MEASURED | {"preset": "best"})
-    assert "tiny, tflite: not kept, it lost too much: KL " in str(error.value)
+        convert(coarse, tmp_path / "deep" / "out", quant="int8", **MEASURED | {"preset": "best"})
+    assert "tiny, onnx: not kept, it lost too much: KL " in str(error.value)
     assert "--allow-degraded" in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
@@ -179,15 +168,15 @@ def test_what_lost_too_much_is_refused_and_nothing_stays(coarse: Path, tmp_path:
     [({"allow_degraded": True}, "degraded"), ({"method": "rtn"}, "chosen"), ({"preset": "fast"}, "refused")],
 )
 def test_who_keeps_it_gets_it_marked(coarse: Path, tmp_path: Path, options: dict[str, Any], verdict: str) -> None:
-    wanted = {"target": "tflite", "quant": "int8", "kv": "fp32", **MEASURED, **options}
+    wanted = {"quant": "int8", **MEASURED, **options}
     if verdict == "refused":
         with pytest.raises(FidelityError):
             convert(coarse, tmp_path / "out", **wanted)
         return
     card = convert(coarse, tmp_path / "out", **wanted).fidelity
     assert card is not None
-    assert card.graphs["tflite"].verdict == verdict
-    assert "past KL" in card.graphs["tflite"].reason
+    assert card.graphs["onnx"].verdict == verdict
+    assert "past KL" in card.graphs["onnx"].reason
 
 
 BROKEN = [

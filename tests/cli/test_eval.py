@@ -1,0 +1,266 @@
+"""`edgellm eval`, `compare`, and what `inspect` and `convert` say of a card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from edgellm.benchmarks import texts
+from edgellm.bundle import Bundle
+from edgellm.cli._bits import bits_per_weight
+from edgellm.evaluation import evaluate
+from edgellm.scheme import Recipe, Rule, Scheme
+from tests import tiny_folder
+from tests.cli.conftest import edgellm
+
+TEXT = "The harbour master kept two ledgers, one for the ships and one for the weather, and he trusted neither."
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    for preset in texts.POSITIONS:
+        monkeypatch.setitem(texts.POSITIONS, preset, 160)
+
+
+@pytest.fixture(scope="module")
+def carded(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("carded") / "tiny"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(texts.POSITIONS, "fast", 160)
+        from edgellm.conversion import convert
+
+        return convert(source, folder, target="both", preset="fast", evaluate=True).path
+
+
+def figures(*arguments: object) -> list[dict[str, object]]:
+    result = edgellm("eval", *arguments, "--json", "-")
+    assert result.exit_code == 0, result.output
+    found: list[dict[str, object]] = json.loads(result.stdout)["evaluations"]
+    return found
+
+
+def torch_logits(source: Path, text: str) -> tuple[torch.Tensor, torch.Tensor]:
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    ids = torch.tensor(transformers.AutoTokenizer.from_pretrained(source)(text)["input_ids"])
+    with torch.no_grad():
+        return ids, model(ids[None]).logits[0]
+
+
+def test_figures_are_those_of_transformers(source: Path, bundle: Path, tmp_path: Path) -> None:
+    """KL between transformers' own distributions and the session's, in torch."""
+    import edgellm as package
+
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    (found,) = figures(bundle, "--against", source, "--text", tmp_path / "text.txt")
+    ids, logits = torch_logits(source, TEXT)
+    with package.load(bundle) as llm:
+        ours = torch.from_numpy(np.array(llm.session().logits(ids.tolist())))
+    p, q = logits.double().log_softmax(-1), ours.double().log_softmax(-1)
+    kl = (p.exp() * (p - q)).sum(-1)
+    gap = found["gap"]
+    assert isinstance(gap, dict)
+    assert gap["kl"] == pytest.approx(kl.mean().item(), rel=1e-3)
+    assert gap["kl_p99"] == pytest.approx(kl.quantile(0.99).item(), rel=1e-3)
+    assert gap["top1"] == pytest.approx((p.argmax(-1) == q.argmax(-1)).double().mean().item())
+    assert gap["positions"] == len(ids)
+    for name, each in (("perplexity", ours), ("source_perplexity", logits)):
+        loss = torch.nn.functional.cross_entropy(each[:-1].double(), ids[1:])
+        assert found[name] == pytest.approx(loss.exp().item(), rel=1e-4)
+    # the first tokens that differ, with what leads there
+    wrong = torch.nonzero(p.argmax(-1) != q.argmax(-1)).flatten().tolist()
+    differences = found["differences"]
+    assert isinstance(differences, list)
+    assert [each["position"] for each in differences] == wrong[:6]
+    assert wrong
+    assert TEXT[: wrong[0] + 1].endswith(differences[0]["before"])
+    assert differences[0]["source_probability"] == pytest.approx(p[wrong[0]].exp().max().item(), rel=1e-3)
+    assert differences[0]["runtime_probability"] == pytest.approx(q[wrong[0]].exp().max().item(), rel=1e-3)
+    assert differences[0]["source"] != differences[0]["runtime"]
+
+
+def test_without_a_source_there_is_perplexity_and_the_card(source: Path, bundle: Path, carded: Path) -> None:
+    found = figures(carded)
+    assert [each["runtime"] for each in found] == ["onnx", "tflite"]
+    card = Bundle.open(carded).fidelity
+    assert card is not None
+    assert card.text is not None
+    for each in found:
+        graph = card.graphs[str(each["runtime"])]
+        assert (each["gap"], each["differences"]) == (None, [])
+        assert each["perplexity"] == pytest.approx(graph.perplexity, rel=1e-5)
+        assert each["version"] == graph.runtime
+        assert isinstance(each["text"], dict)
+        assert each["text"]["sha256"] == card.text.sha256
+    shown = edgellm("eval", carded, "--runtime", "tflite")
+    assert shown.exit_code == 0
+    assert "card, onnx: measured; this method has no gate: KL " in shown.stdout
+    assert "ai-edge-litert" in shown.stdout
+    assert "onnxruntime" not in shown.stdout.split("card,")[0]
+    assert "not measured: not asked for" in edgellm("eval", bundle).stdout
+
+
+def test_a_terminal_sees_what_differs(source: Path, bundle: Path) -> None:
+    shown = edgellm("eval", bundle, "--against", source)
+    assert shown.exit_code == 0, shown.output
+    for part in (
+        "perplexity of the source",
+        "KL, 99th percentile",
+        "top-1 agreement",
+        "onnx finds other tokens likeliest, first at:",
+    ):
+        assert part in shown.stdout
+
+
+def test_conversations_are_read_as_the_template_writes_them(source: Path, bundle: Path, tmp_path: Path) -> None:
+    talk = [{"role": "user", "content": "How tall is it?"}, {"role": "assistant", "content": "Nine metres, or a little less."}]
+    lines = tmp_path / "talk.jsonl"
+    lines.write_text(json.dumps({"messages": talk}) + "\n\n" + json.dumps(talk[:1]) + "\n", encoding="utf-8")
+    (found,) = evaluate(Bundle.open(bundle), runtimes=["onnx"], text=lines)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+    rendered = "".join(tokenizer.apply_chat_template(each, tokenize=False) for each in (talk, talk[:1]))
+    expected = tokenizer(rendered)["input_ids"]
+    assert found.text.positions == len(expected)
+    import hashlib
+
+    assert found.text.sha256 == hashlib.sha256(np.array(expected, "<i8").tobytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (None, "cannot be read: No such file or directory"),
+        (b"", "there is no text in it"),
+        (b"  \n", "there is no text in it"),
+        (b"\xff\xfe\x00a", "it is not UTF-8 text"),
+        (b"a", "the tokenizer makes no two tokens of it"),
+    ],
+)
+def test_a_text_that_cannot_be_used(bundle: Path, tmp_path: Path, content: bytes | None, reason: str) -> None:
+    file = tmp_path / "text.txt"
+    if content is not None:
+        file.write_bytes(content)
+    result = edgellm("eval", bundle, "--text", file)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert reason in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("line", ["{", '{"text": "a"}', '["a", "b"]', "3"])
+def test_a_line_that_is_no_conversation_is_named(bundle: Path, tmp_path: Path, line: str) -> None:
+    file = tmp_path / "talk.jsonl"
+    file.write_text(f'[{{"role": "user", "content": "a"}}]\n{line}\n')
+    result = edgellm("eval", bundle, "--text", file)
+    assert result.exit_code == 2
+    assert "talk.jsonl, line 2: not a conversation" in result.stderr
+
+
+def test_a_source_that_is_not_there_or_another_model(bundle: Path, source: Path, tmp_path: Path) -> None:
+    result = edgellm("eval", bundle, "--against", tmp_path / "nothing.gguf")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    from safetensors.numpy import load_file, save_file
+
+    other = shutil.copytree(source, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    tensors = load_file(other / "model.safetensors")
+    for name, wanted, change in (
+        ("vocabulary 200, not 259", "vocab_size", 200),
+        ("layers 1, not 2", "num_hidden_layers", 1),
+    ):
+        rows = {
+            each: values[:200] if wanted == "vocab_size" and len(values) == 259 else values for each, values in tensors.items()
+        }
+        kept = {each: values for each, values in rows.items() if wanted == "vocab_size" or ".layers.1." not in each}
+        save_file(kept, other / "model.safetensors", {"format": "pt"})
+        (other / "config.json").write_text(json.dumps({**config, wanted: change}))
+        result = edgellm("eval", bundle, "--against", other)
+        assert (result.exit_code, result.stdout) == (1, ""), result.output
+        assert f"another model than the bundle's: {name}" in result.stderr
+
+
+def test_a_runtime_that_the_bundle_has_not(bundle: Path) -> None:
+    result = edgellm("eval", bundle, "--runtime", "tflite")
+    assert result.exit_code == 2
+    assert "the bundle has no graph for the runtime 'tflite'; it has: onnx" in result.stderr
+
+
+def test_inspect_shows_the_card(carded: Path) -> None:
+    shown = edgellm("inspect", carded).stdout
+    assert "fidelity of onnx measured; this method has no gate: KL " in shown
+    value = json.loads(edgellm("inspect", carded, "--json").stdout)
+    card = Bundle.open(carded).fidelity
+    assert card is not None
+    assert value["fidelity"]["graphs"]["tflite"]["run"]["kl"] == card.graphs["tflite"].run.kl  # type: ignore[union-attr]
+    assert json.loads(edgellm("inspect", Path(__file__).parents[1] / "data" / "bundle-v1", "--json").stdout)["fidelity"] is None
+
+
+def test_convert_measures_unless_it_is_told_not_to(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The suite's own default is switched off here: by what a user types."""
+    from click.testing import CliRunner
+
+    from edgellm.cli import cli
+
+    coarse = tiny_folder.write_coarse(tmp_path_factory.mktemp("coarse") / "tiny")
+    for name, options, said in (
+        ("fast", ["--preset", "fast"], "onnx: measured; this method has no gate: KL "),
+        ("none", ["--no-eval"], "onnx: not measured: not asked for"),
+        ("kept", ["--quant", "int8", "--allow-degraded"], "onnx: past its gate, kept because that was asked for"),
+    ):
+        result = CliRunner().invoke(cli, ["convert", str(coarse), "-o", str(tmp_path / name), *options])
+        assert result.exit_code == 0, result.output
+        assert said in result.stdout
+    result = CliRunner().invoke(cli, ["convert", str(coarse), "-o", str(tmp_path / "refused"), "--quant", "int8"])
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
+    assert "not kept, it lost too much: KL 0." in result.stderr
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fast", "kept", "none"]
+
+
+def test_compare_puts_graphs_side_by_side(carded: Path, bundle: Path, source: Path, tmp_path: Path) -> None:
+    result = edgellm("compare", carded, bundle, "--trials", "1", "--json", tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    columns = json.loads((tmp_path / "out.json").read_text())["columns"]
+    assert [(each["bundle"], each["runtime"]) for each in columns] == [
+        ("tiny", "onnx"),
+        ("tiny", "tflite"),
+        ("tiny-int4", "onnx"),
+    ]
+    card = Bundle.open(carded).fidelity
+    assert card is not None
+    assert columns[0]["gap"]["kl"] == card.graphs["onnx"].run.kl  # type: ignore[union-attr]
+    assert columns[2]["gap"] is None
+    assert columns[1]["size"] == (carded / "model.tflite").stat().st_size
+    for each in columns:
+        medians = {series["name"]: series["median"] for series in each["speed"]["series"]}
+        assert {"prefill 128", "decode 64 after 128"} <= set(medians)
+    for part in ("bits per linear weight", "KL, nats", "decode 64 after 128"):
+        assert part in result.stdout
+    again = edgellm("compare", bundle, "--trials", "1", "--against", source, "--json", "-")
+    (column,) = json.loads(again.stdout)["columns"]
+    (alone,) = figures(bundle, "--against", source)
+    assert column["gap"] == alone["gap"]
+
+
+def test_bits_of_a_linear_weight(bundle: Path) -> None:
+    """4-bit codes, a scale of 16 bits and a zero point of 4 for 32 of them; q and v of another grid count by their size."""
+    spec = Bundle.open(bundle).spec
+    plain = Recipe("int4", "rtn", (Rule("layers.*.weight", Scheme(4, 32, symmetric=False)),))
+    assert bits_per_weight(spec, plain) == pytest.approx(4 + 20 / 32)
+    mixed = Recipe("int4", "rtn", (Rule("layers.*.v.weight", Scheme(8, 0)), Rule("layers.*.weight", Scheme(4, 32))))
+    v, others = 32 * 64, 64 * 64 * 2 + 32 * 64 + 3 * 64 * 128
+    expected = (v * (8 + 16 / 64) + others * (4 + 16 / 32)) / (v + others)
+    assert bits_per_weight(spec, mixed) == pytest.approx(expected)
+    assert bits_per_weight(spec, Recipe("fp32", "none")) == 32
+
+
+def test_compare_says_where_texts_differ(carded: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgellm.conversion import convert
+
+    monkeypatch.setitem(texts.POSITIONS, "fast", 100)
+    other = convert(tiny_folder.write(tmp_path / "s"), tmp_path / "other", preset="fast", evaluate=True)
+    result = edgellm("compare", carded, other.path, "--trials", "1")
+    assert "KL was measured on different texts" in result.stdout
