@@ -160,8 +160,9 @@ def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:
             scheme = recipe.scheme(weight)
             if scheme is not None and scheme.bits < 8:
                 rows = tensors(weight).rows(0, GRID_ROWS)
-                lost += float(np.square(imatrix.quantize(rows, scheme).dequantize() - rows).sum())
-                whole += float(np.square(rows).sum())
+                with np.errstate(all="ignore"):  # what is not finite is said by whoever reads the weights next
+                    lost += float(np.square(imatrix.quantize(rows, scheme).dequantize() - rows).sum())
+                    whole += float(np.square(rows).sum())
     return whole > 0 and lost < TRAINED * whole
 
 
