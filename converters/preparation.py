@@ -97,7 +97,7 @@ def prepare(
         ResourceError: too little memory or disk.
         UsageError: a choice that this model does not allow.
     """
-    tensors = tensors if choices.method is None else cache(_unsettled(tensors))
+    tensors = cache(_unsettled(tensors)) if choices.rounds_anew else tensors
     chosen = _recipes(choices, targets, spec, tensors)
     method = choices.rounding
     mixes = choices.wants_mixed and all(map(_has_few_bits, chosen.values())) and not any(map(_imports, chosen.values()))
@@ -132,10 +132,10 @@ def _recipes(choices: Choices, targets: Mapping[str, Target], spec: ModelSpec, t
     """What every tensor of this model gets, by graph, codes that the source brings among it."""
     chosen = choices.recipes(targets)
     names, wants = recipes.matrices(spec), choices.file.wants(spec)
-    blocks = {name: want.block for name, want in wants.items()}
-    asked = {name for name in names if blocks.get(name, choices.block_size) is not None}
+    sized = choices.block_size is not None
+    asked = {name for name in names if sized or (name in wants and wants[name].block is not None)}
     for name, target in targets.items():
-        refined = recipes.refined(chosen[name], names, wants, target.grid, choices.size(target))
+        refined = recipes.refined(chosen[name], names, wants, target.grid, choices.size(target), choices.rounding)
         chosen[name] = recipes.carried_over(refined, names, tensors, target.grid, target.BLOCKS, asked)
     return chosen
 
@@ -159,8 +159,9 @@ def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:
             scheme = recipe.scheme(weight)
             if scheme is not None and scheme.bits < 8:
                 rows = tensors(weight).rows(0, GRID_ROWS)
-                lost += float(np.square(imatrix.quantize(rows, scheme).dequantize() - rows).sum())
-                whole += float(np.square(rows).sum())
+                with np.errstate(all="ignore"):  # what is not finite is said by whoever reads the weights next
+                    lost += float(np.square(imatrix.quantize(rows, scheme).dequantize() - rows).sum())
+                    whole += float(np.square(rows).sum())
     return whole > 0 and lost < TRAINED * whole
 
 
