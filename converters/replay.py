@@ -214,15 +214,18 @@ class ReplayOps:
         parts: list[list[Tensor]] = [[] for _ in self._lanes]
         lost, whole = np.zeros(len(x)), np.zeros(len(x))
         samples = [_sample(each) for each in x]
+        flat = [
+            each.reshape(-1, each.shape[-1]) for each in inputs
+        ]  # a product of matrices takes less than half of many small ones
         for rows in self._slices(name):
             for index, (used_rows, before) in enumerate(rows):
-                parts[index].append(inputs[index] @ used_rows.T)
+                parts[index].append(flat[index] @ used_rows.T)
                 if before is not None:
                     lost[index] += np.square(samples[index] @ (used_rows - before).T).sum(dtype=np.float64)
                     whole[index] += np.square(samples[index] @ before.T).sum(dtype=np.float64)
         for index in np.flatnonzero(whole).tolist():
             self.errors[index][name] = float(lost[index] / whole[index])
-        y = [np.concatenate(each, axis=-1) for each in parts]
+        y = [np.concatenate(each, axis=-1).reshape(*like.shape[:-1], -1) for each, like in zip(parts, x, strict=True)]
         if linear.bias is not None:
             for ops, lane, each in self._each(y):
                 each += ops.array(lane.weights(linear.bias.name))
