@@ -141,7 +141,7 @@ def _recipes(choices: Choices, targets: Mapping[str, Target], spec: ModelSpec, t
 
 
 def _rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
-    """Whether another basis helps: few bits that make up for their errors, or 8 bits with a scale for a whole row."""
+    """Whether another basis helps: with 8 bits, and with few that make up for their errors."""
     if any(map(_imports, chosen.values())) or any(map(_has_floats, chosen.values())):
         return False
     if any(map(_has_few_bits, chosen.values())):

@@ -29,6 +29,7 @@ CORE = (
     "edgellm.scheme",
     "edgellm.card",
     "edgellm.bundle",
+    "edgellm.partial",
     "edgellm._version",
     "edgellm._typed",
 )
