@@ -154,7 +154,7 @@ def _units(
 
     lanes = [Lane(weights(kind), [text], quantize) for kind in ((), *KINDS)]
     source, *rounded = replay(spec, lanes)
-    energy = float(np.square(source.hidden, dtype=np.float64).sum())
+    energy = float(np.square(source.hidden, dtype=np.float64).sum()) or 1.0
     units = []
     for kind, lane in zip(KINDS, rounded, strict=True):
         loss = float(np.square(lane.hidden - source.hidden, dtype=np.float64).sum()) / energy

@@ -21,7 +21,8 @@ class Choices:
 
     Attributes:
         quant: "int4", "int8" or "fp32".
-        method: as named; None takes the level's own, and keeps what the source brings.
+        method: None takes the level's own.
+        rounds_anew: somebody named the method, so that codes which the source brings are not kept.
         block_size: None for the target's own.
         kv: "fp32", "int8", or None for the target's own.
         bits_per_weight: of the linears, for a search of mixed precision; None for a little more than the recipe's.
@@ -36,6 +37,7 @@ class Choices:
     bits_per_weight: float | None
     file: RecipeFile
     text: str | None
+    rounds_anew: bool = False
 
     @classmethod
     def read(
@@ -60,18 +62,19 @@ class Choices:
             )
         if method is not None:
             quantizers.find(method)
+        rounds_anew = method is not None
         if preset == "fast":
             method = method or ("rtn" if quant != "fp32" else None)
         if calibration == calibration_text.NO_TEXT:
             method, kv = calibration_text.without(method, kv)
         if bits_per_weight is not None:
             _check_budget(quant, method, file)
-        return cls(quant, method, block_size, kv, bits_per_weight, file, text)
+        return cls(quant, method, block_size, kv, bits_per_weight, file, text, rounds_anew)
 
     @property
     def rounding(self) -> str:
         """The method that rounds what nobody settled."""
-        return self.method or recipes.METHODS.get(self.quant, "rtn")
+        return self.method or recipes.METHODS.get(self.quant, "imatrix")  # fp32 may have a few quantized tensors
 
     @property
     def wants_mixed(self) -> bool:

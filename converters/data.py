@@ -86,7 +86,9 @@ class Rows:
         return settled
 
     def _check(self, values: Array) -> None:
-        if not np.isfinite(values.sum(dtype=np.float64)):
+        with np.errstate(invalid="ignore"):  # infinities of both signs
+            finite = np.isfinite(values.sum(dtype=np.float64))
+        if not finite:
             raise SourceError("the weight is not finite (NaN or infinity)", where=self._name, fix="get the model again")
 
 

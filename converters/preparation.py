@@ -31,7 +31,7 @@ from edgellm.spec import ModelSpec
 
 Tensors = Callable[[str], LazyTensor]
 OnPhase = Callable[[str, float], None]  # what is done, and how much of it is
-DIAGONAL_TOKENS, HESSIAN_TOKENS = 2048, 12288  # what importance and ranges, and what Hessians need
+DIAGONAL_TOKENS, HESSIAN_TOKENS = 1024, 12288  # what importance and ranges, and what Hessians need
 GRID_ROWS, TRAINED = 16, 5e-4  # rows that tell whether a weight lies on a grid: of others 4 bits lose 5e-3 and more
 HELD = 1 << 30  # bytes of a layer's weights that are kept while windows go by
 
@@ -97,31 +97,30 @@ def prepare(
         ResourceError: too little memory or disk.
         UsageError: a choice that this model does not allow.
     """
-    tensors = tensors if choices.method is None else cache(_unsettled(tensors))
+    tensors = cache(_unsettled(tensors)) if choices.rounds_anew else tensors
     chosen = _recipes(choices, targets, spec, tensors)
     method = choices.rounding
-    if (
-        choices.method is None
-        and quantizers.find_settle(method) is not None
-        and (_needed(spec, tensors, limits) or all(_was_trained_for(recipe, tensors, spec) for recipe in chosen.values()))
-    ):
-        method = "imatrix"  # the next best, for what memory was allowed; the best, for what lies on the grid already
-        chosen = {
-            name: recipe if recipe.method == IMPORTED else replace(recipe, method=method) for name, recipe in chosen.items()
-        }
+    mixes = choices.wants_mixed and all(map(_has_few_bits, chosen.values())) and not any(map(_imports, chosen.values()))
+    if choices.method is None and quantizers.find_settle(method) is not None:
+        if _needed(spec, tensors, limits):
+            # the next best for what memory was allowed, and nothing that wants more of it
+            method, mixes = "imatrix", mixes and choices.bits_per_weight is not None
+        elif all(_was_trained_for(recipe, tensors, spec) for recipe in chosen.values()):
+            method, mixes = "imatrix", False
+        if method != choices.rounding:
+            chosen = {name: each if each.method == IMPORTED else replace(each, method=method) for name, each in chosen.items()}
     if _rotates(method, chosen, spec):
         spec, tensors = rotation.apply(spec, tensors)
     if not any(map(_asks, chosen.values())):
         return Prepared(spec, tensors, chosen, NOTHING, method)
 
     transform = quantizers.find_transform(method)
-    mixed = choices.wants_mixed and all(map(_has_few_bits, chosen.values())) and not any(map(_imports, chosen.values()))
-    if transform is not None or mixed:
+    if transform is not None or mixes:
         windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
         known = _calibrated(spec, tensors, windows, limits, lambda layer: on_phase("looking", layer / len(spec.layers)))
         if transform is not None:
             tensors = transform(spec, tensors, known.importance, next(iter(chosen.values())))
-        if mixed:
+        if mixes:
             chosen = {
                 name: _mixed(choices, targets[name], recipe, spec, tensors, known, windows, method)
                 for name, recipe in chosen.items()
@@ -133,10 +132,10 @@ def _recipes(choices: Choices, targets: Mapping[str, Target], spec: ModelSpec, t
     """What every tensor of this model gets, by graph, codes that the source brings among it."""
     chosen = choices.recipes(targets)
     names, wants = recipes.matrices(spec), choices.file.wants(spec)
-    blocks = {name: want.block for name, want in wants.items()}
-    asked = {name for name in names if blocks.get(name, choices.block_size) is not None}
+    sized = choices.block_size is not None
+    asked = {name for name in names if sized or (name in wants and wants[name].block is not None)}
     for name, target in targets.items():
-        refined = recipes.refined(chosen[name], names, wants, target.grid, choices.size(target))
+        refined = recipes.refined(chosen[name], names, wants, target.grid, choices.size(target), choices.rounding)
         chosen[name] = recipes.carried_over(refined, names, tensors, target.grid, target.BLOCKS, asked)
     return chosen
 
@@ -160,8 +159,9 @@ def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:
             scheme = recipe.scheme(weight)
             if scheme is not None and scheme.bits < 8:
                 rows = tensors(weight).rows(0, GRID_ROWS)
-                lost += float(np.square(imatrix.quantize(rows, scheme).dequantize() - rows).sum())
-                whole += float(np.square(rows).sum())
+                with np.errstate(all="ignore"):  # what is not finite is said by whoever reads the weights next
+                    lost += float(np.square(imatrix.quantize(rows, scheme).dequantize() - rows).sum())
+                    whole += float(np.square(rows).sum())
     return whole > 0 and lost < TRAINED * whole
 
 
@@ -251,6 +251,17 @@ def _calibrated(
 
 def _unsettled(tensors: Tensors) -> Tensors:
     return lambda name: Unsettled(tensors(name))
+
+
+def stored_bytes(spec: ModelSpec, tensors: Tensors, chosen: Mapping[str, Recipe]) -> int:
+    """About what the weights of all graphs will take on disk."""
+    found = 0.0
+    for name in recipes.matrices(spec):
+        shape = tensors(name).shape
+        for recipe in chosen.values():
+            scheme = recipe.scheme(name)
+            found += 32 * shape[0] * shape[1] if scheme is None else allocation.bits_of(scheme, shape)
+    return int(found / 8)
 
 
 def _asks(recipe: Recipe) -> bool:

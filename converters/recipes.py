@@ -73,13 +73,21 @@ def role(name: str) -> str:
     return name.rsplit(".", 2)[-2]
 
 
-def refined(base: Recipe, names: Sequence[str], wants: Mapping[str, Want], grid: Grid, block_size: int) -> Recipe:
+def refined(
+    base: Recipe,
+    names: Sequence[str],
+    wants: Mapping[str, Want],
+    grid: Grid,
+    block_size: int,
+    method: str = "imatrix",
+) -> Recipe:
     """The recipe with what somebody wants of single tensors.
 
     Args:
         names: every matrix of the model.
         wants: by name.
         block_size: of wants that name none.
+        method: what rounds a few tensors of a level that quantizes none.
     """
     if not wants:
         return base
@@ -88,8 +96,7 @@ def refined(base: Recipe, names: Sequence[str], wants: Mapping[str, Want], grid:
         default = max(block_size, TABLE_BLOCK) if role(name) in SINGLE and want.bits == 8 else block_size
         scheme = None if want.bits == FLOAT_BITS else grid(want.bits, default if want.block is None else want.block)
         rules[name] = Rule(name, scheme)
-    method = base.method if base.rules else "imatrix"  # fp32 with a few quantized tensors
-    return replace(base, method=method, rules=compact(rules.values()))
+    return replace(base, method=base.method if base.rules else method, rules=compact(rules.values()))
 
 
 def carried_over(

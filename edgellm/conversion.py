@@ -103,7 +103,7 @@ def convert(
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.choices import Choices
     from edgellm.converters.data import source_bytes
-    from edgellm.converters.preparation import Limits, prepare
+    from edgellm.converters.preparation import Limits, prepare, stored_bytes
 
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
@@ -120,7 +120,7 @@ def convert(
         calibration=calibration,
         preset=preset,
     )
-    choices.recipes(back_ends)  # says what cannot be before a source is opened
+    wanted_recipes = choices.recipes(back_ends)  # says what cannot be before a source is opened
     workers = min(os.cpu_count() or 1, 4)
     limits = Limits(_slice_bytes(max_ram, workers), max_ram, workers)
     folder = free_target(Path(output), "-o")
@@ -132,6 +132,8 @@ def convert(
     with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
         source_spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
+        rough = stored_bytes(source_spec, tensors, wanted_recipes)
+        check_disk(folder, rough, "the bundle", "-o")  # said now, and not after minutes
         ready = prepare(choices, back_ends, source_spec, tensors, text.tokenizer, limits, on_phase)
         quantize = quantizers.find(ready.method)
         plans = {

@@ -12,6 +12,7 @@ import pytest
 import edgellm
 from edgellm.benchmarks.peers import llama_cpp
 from edgellm.conversion import convert
+from edgellm.converters import calibration_text
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration import calibrate
 from edgellm.converters.checkpoints import open_checkpoint
@@ -78,7 +79,8 @@ def test_on_tflites_grid_new_codes_are_nearer_than_the_files(models: Callable[[s
     with open_checkpoint(file) as checkpoint:
         spec, tensors = describe(checkpoint, None)
         tokenizer = checkpoint.text().tokenizer
-        importance = calibrate(spec, lambda name: Weight(name, tensors(name)), tokenizer, 4 << 20).importance
+        text = calibration_text.windows(tokenizer, spec, 512)
+        importance = calibrate(spec, lambda name: Weight(name, tensors(name)), text, 4 << 20).importance
         for name in [f"layers.{layer}.{part}.weight" for layer in (0, 15, 29) for part in ("q", "k", "v", "o", "up", "down")]:
             weight, weights = tensors(name).array(), importance[name]
             own = tensors(name).on_grid(Scheme(4, 32), 0, len(weight))

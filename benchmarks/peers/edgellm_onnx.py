@@ -1,9 +1,13 @@
-"""edgellm itself: its ONNX bundles, through the sessions that `LLM` uses."""
+"""edgellm itself: its ONNX bundles, through the sessions that `LLM` uses.
+
+A recipe to compare is one line of VARIANTS: the grid, and whatever else `convert` is told.
+"""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,30 +20,45 @@ PACKAGES = ("onnxruntime", "numpy")
 INSTALL = "pip install 'edgellm[onnx,convert]'"
 OURS = ("adapters", "memory", "preference", "processor", "threads")  # of `edgellm.runtimes`, what every load takes
 IMPORTS = (*(f"edgellm.runtimes.{name}" for name in OURS), "edgellm.runtimes.onnx", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Ours(Variant):
+    """What one of our bundles is.
+
+    Attributes:
+        options: what `convert` is told beyond target, bits and block.
+    """
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
 VARIANTS = {
-    "int4-b32": Variant(4, 32),
-    "int4-b64": Variant(4, 64),
-    "int4-b128": Variant(4, 128),
-    "int8": Variant(8, 32),
-    "int4-b32-kv8": Variant(4, 32, kv="i8"),
+    "int4-b32": Ours(4, 32),
+    "int4-b64": Ours(4, 64),
+    "int4-b128": Ours(4, 128),
+    "int8": Ours(8, 32),
+    "int4-b32-kv8": Ours(4, 32, kv="i8", options={"kv": "int8"}),
+    "int4-b32-rtn": Ours(4, 32, options={"method": "rtn"}, usual=False),
+    "int4-b32-imatrix": Ours(4, 32, options={"method": "imatrix"}, usual=False),
+    "int4-b32-awq": Ours(4, 32, options={"method": "awq"}, usual=False),
+    "int4-4.7": Ours(4, 32, options={"bits_per_weight": 4.7}, usual=False),
 }
-# What `convert` is told beyond the grid, by variant.
-OPTIONS: dict[str, dict[str, Any]] = {"int4-b32-kv8": {"kv": "int8"}}
 
 
 def prepare(variant: str, source: Path, folder: Path) -> Path:
     """A bundle."""
-    kind = VARIANTS[variant]
-    grid = {"target": "onnx", "quant": f"int{kind.bits}", "block_size": kind.block}
-    return make_bundle(source, folder / f"edgellm-onnx-{variant}", **grid, **OPTIONS.get(variant, {}))
+    return make_bundle("onnx", VARIANTS[variant], source, folder / f"edgellm-onnx-{variant}")
 
 
-def make_bundle(source: Path, output: Path, **options: Any) -> Path:
-    """A bundle by what `convert` is told. Made anew every time: what converts is what is being worked on, and takes seconds."""
+def make_bundle(target: str, kind: Ours, source: Path, output: Path) -> Path:
+    """A variant's bundle. Made anew every time: what converts is what is being worked on, and takes seconds."""
     from edgellm.conversion import convert  # here, so that a child that measures stays on the device side
 
     shutil.rmtree(output, ignore_errors=True)
-    bundle = convert(source, output, evaluate=False, **options)  # how close they are is measured with all peers
+    bundle = convert(  # how close it is is measured with all peers
+        source, output, target=target, quant=f"int{kind.bits}", block_size=kind.block, evaluate=False, **kind.options
+    )
     bundle.ensure_verified()  # once, not in the load that is measured
     return bundle.path
 

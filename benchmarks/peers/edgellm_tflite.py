@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from edgellm.benchmarks.peers.edgellm_onnx import OURS, EdgellmEngine, make_bundle
+from edgellm.benchmarks.peers.edgellm_onnx import OURS, EdgellmEngine, Ours, make_bundle
 from edgellm.benchmarks.peers.edgellm_onnx import open_engine as open_bundle
-from edgellm.benchmarks.peers.engine import Variant
 
 PACKAGES = ("ai-edge-litert", "numpy")
 INSTALL = "pip install 'edgellm[tflite,convert]'"
@@ -19,22 +17,22 @@ IMPORTS = (
     "ai_edge_litert.options",
 )
 VARIANTS = {
-    "int4-b32": Variant(4, 32, kv="i8"),
-    "int4-b64": Variant(4, 64, kv="i8"),
-    "int4": Variant(4, 0, kv="i8"),
-    "int8": Variant(8, 0, kv="i8"),
-    "int4-b32-kv32": Variant(4, 32),
-    "int4-b32-rtn": Variant(4, 32, kv="i8"),
+    "int4-b32": Ours(4, 32, kv="i8"),
+    "int4-b64": Ours(4, 64, kv="i8"),
+    "int4": Ours(4, 0, kv="i8"),
+    "int8": Ours(8, 0, kv="i8"),
+    "int4-b32-kv32": Ours(4, 32, options={"kv": "fp32"}),
+    "int4-b32-rtn": Ours(4, 32, kv="i8", options={"method": "rtn"}),
+    "int4-b32-imatrix": Ours(4, 32, kv="i8", options={"method": "imatrix"}, usual=False),
+    "int4-4.6": Ours(4, 32, kv="i8", options={"bits_per_weight": 4.6}, usual=False),
+    "int4-5.2": Ours(4, 32, kv="i8", options={"bits_per_weight": 5.2}, usual=False),
+    "int4-row-4.3": Ours(4, 0, kv="i8", options={"bits_per_weight": 4.3}, usual=False),
 }
-# What `convert` is told beyond the grid, by variant: a method or a KV cache other than the default is an entry in both.
-OPTIONS: dict[str, dict[str, Any]] = {"int4-b32-kv32": {"kv": "fp32"}, "int4-b32-rtn": {"method": "rtn"}}
 
 
 def prepare(variant: str, source: Path, folder: Path) -> Path:
     """A bundle, loaded once: what LiteRT packs is then in the cache, as after a user's first start."""
-    kind = VARIANTS[variant]
-    grid = {"target": "tflite", "quant": f"int{kind.bits}", "block_size": kind.block}
-    path = make_bundle(source, folder / f"edgellm-tflite-{variant}", **grid, **OPTIONS.get(variant, {}))
+    path = make_bundle("tflite", VARIANTS[variant], source, folder / f"edgellm-tflite-{variant}")
     open_engine(path, variant=variant, threads=1, context=1).close()
     return path
 

@@ -21,6 +21,7 @@ import importlib.metadata
 import pkgutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
 
@@ -79,6 +80,7 @@ class Variant:
         block: inputs of a linear that share a scale; 0 is a whole row.
         embedding, head: bits of these; of the embedding as "tied or untied" where that makes a difference.
         kv: element type of the KV cache.
+        usual: whether the peer's bare name means it too; others are called by their own names, or by a pattern.
     """
 
     bits: int
@@ -86,6 +88,7 @@ class Variant:
     embedding: str = "8"
     head: int = 8
     kv: str = "f32"
+    usual: bool = True
 
 
 class Peer(Protocol):
@@ -152,16 +155,20 @@ def versions(module: Peer) -> dict[str, str]:
 
 
 def choose(wanted: Sequence[str]) -> list[EngineId]:
-    """The rows that names such as "llama_cpp" or "llama_cpp:q4_0" mean, in their order, each once.
+    """The rows that names such as "llama_cpp", "llama_cpp:q4_0" or "llama_cpp:*" mean, in their order, each once.
 
     Raises:
         UsageError: no such peer or variant.
     """
     chosen: dict[EngineId, None] = {}
     for name in wanted:
-        stem, _, variant = name.partition(":")
+        stem, _, pattern = name.partition(":")
         variants = peer(stem).VARIANTS
-        if variant and variant not in variants:
-            raise UsageError(f"{stem} has no '{variant}'", where="--peers", fix=f"choose from {', '.join(variants)}")
-        chosen |= {EngineId(stem, each): None for each in ([variant] if variant else variants)}
+        if pattern:
+            found = [each for each in variants if fnmatchcase(each, pattern)]
+        else:
+            found = [each for each, kind in variants.items() if kind.usual]
+        if not found:
+            raise UsageError(f"{stem} has no '{pattern}'", where="--peers", fix=f"choose from {', '.join(variants)}")
+        chosen |= {EngineId(stem, each): None for each in found}
     return list(chosen)

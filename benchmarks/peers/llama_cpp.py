@@ -1,8 +1,16 @@
 """llama.cpp through llama-cpp-python's low-level bindings: no Python sampler or state copy between the steps.
 
-Its files are made from the same source: linears in Q4_0 or Q8_0, embedding and head in Q8_0. The KV cache is float16, its
-default. So is flash attention, which it turns on by itself. On CPUs that makes prefill and short contexts faster and long
-ones slower, so "q4_0-noflash" is the same file without it: it is the better of the two that a figure has to meet.
+Its files are made from the same source by its own quantization, embedding and head in Q8_0. A variant is the name of a file
+type, and after it:
+
+    -default    embedding and head as llama.cpp itself chooses them
+    -imatrix    with an importance matrix from the text that edgellm calibrates by (Q8_0 takes no notice of one)
+    -noflash    the same file, run without flash attention
+
+K-quants want rows of a multiple of 256 values; where a model has others, llama.cpp takes types of blocks of 32 that need more
+bits, so what a file's name says is not what is in it: `edgellm.benchmarks.stored` counts. The KV cache is float16, its default.
+So is flash attention, which it turns on by itself. On CPUs that makes prefill and short contexts faster and long ones slower:
+it is the better of the two that a figure has to meet.
 """
 
 from __future__ import annotations
@@ -12,24 +20,45 @@ import importlib
 import importlib.metadata
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgellm.benchmarks.peers import importance
 from edgellm.benchmarks.peers.engine import Logits, Variant
+from edgellm.benchmarks.peers.importance import Array
 from edgellm.errors import InferenceError, ResourceError, SourceError
 
 PACKAGES = ("llama_cpp_python",)
 INSTALL = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
 IMPORTS = ("llama_cpp",)
-VARIANTS = {
-    "q4_0": Variant(4, 32, kv="f16"),
-    "q4_0-noflash": Variant(4, 32, kv="f16"),
-    "q8_0": Variant(8, 32, kv="f16"),
+DEFAULT, IMATRIX, NOFLASH = "-default", "-imatrix", "-noflash"
+KINDS = {  # of the type that most of a file's linears should have: bits, and how many share a scale
+    "q4_0": (4, 32),
+    "q4_1": (4, 32),
+    "iq4_nl": (4, 32),
+    "q4_k_s": (4, 32),
+    "q4_k_m": (4, 32),
+    "q5_0": (5, 32),
+    "q5_k_m": (5, 32),
+    "q6_k": (6, 16),
+    "q8_0": (8, 32),
 }
-NOFLASH = "-noflash"
+USUAL = ("q4_0", "q4_0-noflash", "q8_0")
+
+
+def _variants() -> Iterator[tuple[str, Variant]]:
+    for kind, (bits, block) in KINDS.items():
+        for name in (kind, kind + IMATRIX) if bits < 8 else (kind,):
+            for flash in ("", NOFLASH):
+                yield name + flash, Variant(bits, block, kv="f16", usual=name + flash in USUAL)
+    for imatrix in ("", IMATRIX):
+        yield f"q4_k_m{DEFAULT}{imatrix}", Variant(4, 32, embedding="8 or 5", kv="f16", usual=False)
+
+
+VARIANTS = dict(_variants())
 BATCH = 512
 GGML_LOG_LEVEL_ERROR = 4  # ggml.h; the bindings do not name it
 
@@ -39,14 +68,20 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
     if source.suffix.lower() != ".gguf":
         raise SourceError("not a GGUF file", where=source, fix="llama.cpp is compared on GGUF sources only")
     api = _api()
-    kind = variant.removesuffix(NOFLASH)
-    target = folder / f"llama.cpp-{importlib.metadata.version(PACKAGES[0])}-{kind}.gguf"
+    made = variant.removesuffix(NOFLASH)
+    kind = made.removesuffix(IMATRIX)
+    matrix = importance.by_tensor(source, folder) if made != kind else {}
+    name = f"{made}-{importance.digest(matrix)}" if matrix else made
+    target = folder / f"llama.cpp-{importlib.metadata.version(PACKAGES[0])}-{name}.gguf"
     if target.is_file():
         return target
     settings = api.llama_model_quantize_default_params()
-    settings.ftype = {"q4_0": api.LLAMA_FTYPE_MOSTLY_Q4_0, "q8_0": api.LLAMA_FTYPE_MOSTLY_Q8_0}[kind]
-    settings.token_embedding_type = settings.output_tensor_type = api.GGML_TYPE_Q8_0
+    settings.ftype = getattr(api, f"LLAMA_FTYPE_MOSTLY_{kind.removesuffix(DEFAULT).upper()}")
+    if not kind.endswith(DEFAULT):
+        settings.token_embedding_type = settings.output_tensor_type = api.GGML_TYPE_Q8_0
     settings.allow_requantize = True
+    if matrix:
+        settings.imatrix = _imatrix(api, matrix)
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / f".{target.name}.{os.getpid()}"
     try:
@@ -59,6 +94,15 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
     finally:
         partial.unlink(missing_ok=True)
     return target
+
+
+def _imatrix(api: Any, matrix: Mapping[str, Array]) -> Any:
+    """The matrix as llama.cpp takes it: an array of (name, values, count) that ends with an empty one."""
+    entries = (api.llama_model_imatrix_data * (len(matrix) + 1))()
+    for entry, (name, values) in zip(entries, matrix.items(), strict=False):
+        copy = (ctypes.c_float * len(values)).from_buffer_copy(values.astype(np.float32).tobytes())  # the entry keeps it
+        entry.name, entry.data, entry.size = name.encode(), copy, len(values)
+    return entries
 
 
 def open_engine(path: Path, *, variant: str, threads: int, context: int) -> LlamaCppEngine:

@@ -11,7 +11,6 @@ import datetime as dt
 import json
 import os
 import random
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -22,15 +21,17 @@ from pathlib import Path
 from typing import Any
 
 from edgellm._version import __version__
+from edgellm.benchmarks import stored
 from edgellm.benchmarks.machine import machine
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers import quality, quiet
 from edgellm.benchmarks.peers.child import Job
 from edgellm.benchmarks.peers.engine import EngineId
+from edgellm.benchmarks.stored import Stored
 from edgellm.bundle import cache_dir, sha256_file
-from edgellm.errors import EdgeError, UsageError
+from edgellm.errors import EdgeError, RuntimeUnavailable, UsageError
 
-SCHEMA = 2  # 1 had less about a row, and the imports within the load
+SCHEMA = 3  # 2 did not count bits; 1 had less about a row, and the imports within the load
 CHILD_SECONDS = 1800.0
 
 
@@ -65,6 +66,7 @@ class Prepared:
     engine: EngineId
     path: Path
     size: int
+    stored: Stored | None
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,15 @@ def prepare(
             left_out.append({"model": model.name, "engine": str(engine), "reason": str(error)})
             continue
         size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
-        made.append(Prepared(model.name, engine, path, size))
+        made.append(Prepared(model.name, engine, path, size, _stored(path)))
     return made, left_out
+
+
+def _stored(path: Path) -> Stored | None:
+    try:
+        return stored.linears(path)
+    except RuntimeUnavailable:  # what reads the file is not needed to run it
+        return None
 
 
 def measure(
@@ -119,7 +128,8 @@ def measure(
     left_out: Sequence[dict[str, str]],
     settings: Settings,
     seen: quiet.Quiet,
-    progress: Callable[[str], None] = lambda step: None,
+    command: str,
+    progress: Callable[[str], None],
 ) -> dict[str, Any]:
     """Run everything: the report, plain JSON values with every sample in it."""
     started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
@@ -166,7 +176,7 @@ def measure(
     return {
         "schema": SCHEMA,
         "kind": "peers",
-        "command": shlex.join(["python", "-m", "edgellm.benchmarks.peers", *sys.argv[1:]]),
+        "command": command,
         "started": started,
         "machine": dataclasses.asdict(machine()),
         "quiet": {**dataclasses.asdict(seen), "reasons": list(seen.reasons)},
@@ -179,6 +189,7 @@ def measure(
                 "engine": str(each.engine),
                 **dataclasses.asdict(peers.peer(each.engine.peer).VARIANTS[each.engine.variant]),
                 "size": each.size,
+                "stored": None if each.stored is None else dataclasses.asdict(each.stored),
             }
             for each in prepared
         ],

@@ -53,39 +53,37 @@ def ratio(report: Mapping[str, Any], model: str, ours: str, theirs: str, threads
 
 def markdown(report: Mapping[str, Any]) -> str:
     """The whole report as tables."""
-    lines = [*_head(report), ""]
+    lines = [*head(report, HOW), ""]
     for model in report["models"]:
         for threads in report["settings"]["threads"]:
             lines += [f"## {model['name']} ({model['source']}), {_count(threads, 'thread')}", ""]
             lines += [*_engines(report, model["name"], threads), "", *_ratios(report, model["name"], threads), ""]
-    if report["left_out"]:
-        lines += ["Left out:", ""]
-        lines += [f"- {each['model']}, {each['engine']}: {each['reason']}" for each in report["left_out"]]
-        lines.append("")
-    failed = [each for each in [*report["quality"], *report["samples"]] if "error" in each]
-    if failed:
-        lines += ["Failed:", ""]
-        lines += sorted({f"- {each['model']}, {each['engine']}: {each['error']}" for each in failed})
-        lines.append("")
+    lines += foot(report)
     return "\n".join(lines)
 
 
-def _head(report: Mapping[str, Any]) -> list[str]:
+HOW = (
+    "Speeds are tokens a second; decode is the median step. Weights are the bits of the linears and the "
+    "inputs that share a scale; then come the bits of embedding (tied or untied, where that matters) and head, and the "
+    "type of the KV cache. "
+    "Load is from files that were read before, beyond the imports. "
+    "Ratios are edgellm / peer, median to median; in brackets the lowest and highest within a round. "
+    "KL is KL(source || engine) in nats with its standard error, the source being the same file at float32; "
+    "a tie is a difference below two standard errors over the same positions; "
+    "top-1 is how often both find the same token likeliest. RSS is the process's peak."
+)
+
+
+def head(report: Mapping[str, Any], how: str) -> list[str]:
+    """What every table begins with: command, machine, versions, how to read the figures, and what disturbed them."""
     machine, settings = report["machine"], report["settings"]
     features = ", ".join(machine["features"] or ()) or "features unknown"
     memory = "" if machine["memory"] is None else f", {machine['memory'] / 2**30:.0f} GiB"
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     load = report["quiet"]["load"]
-    how = (
+    rounds = (
         f"Medians over {_count(settings['trials'], 'round')}, lowest and highest in brackets; every engine in a fresh process, "
-        "in shuffled order. Speeds are tokens a second; decode is the median step. Weights are the bits of the linears and the "
-        "inputs that share a scale; then come the bits of embedding (tied or untied, where that matters) and head, and the "
-        "type of the KV cache. "
-        "Load is from files that were read before, beyond the imports. "
-        "Ratios are edgellm / peer, median to median; in brackets the lowest and highest within a round. "
-        "KL is KL(source || engine) in nats with its standard error, the source being the same file at float32; "
-        "a tie is a difference below two standard errors over the same positions; "
-        "top-1 is how often both find the same token likeliest. RSS is the process's peak."
+        f"in shuffled order. {how}"
     )
     lines = [
         f"`{report['command']}`, {report['started']}.",
@@ -93,7 +91,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
         f"{machine['cpu']} ({_count(machine['cores'], 'core')}{memory}; {features}), {machine['system']}, {machine['python']}. "
         f"{versions}. " + ("" if load is None else f"Load average at the start {load:.2f}."),
         "",
-        how,
+        rounds,
     ]
     noise = list(report["quiet"]["reasons"])
     busy = [sample["others"] for sample in report["samples"] if sample.get("others", 0) > BUSY_LIMIT]
@@ -104,7 +102,23 @@ def _head(report: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _measures(report: Mapping[str, Any]) -> dict[str, str]:
+def foot(report: Mapping[str, Any]) -> list[str]:
+    """What every table ends with: what is not in it."""
+    lines = []
+    if report["left_out"]:
+        lines += ["Left out:", ""]
+        lines += [f"- {each['model']}, {each['engine']}: {each['reason']}" for each in report["left_out"]]
+        lines.append("")
+    failed = [each for each in [*report["quality"], *report["samples"]] if "error" in each]
+    if failed:
+        lines += ["Failed:", ""]
+        lines += sorted({f"- {each['model']}, {each['engine']}: {each['error']}" for each in failed})
+        lines.append("")
+    return lines
+
+
+def measures(report: Mapping[str, Any]) -> dict[str, str]:
+    """What is measured in tokens a second: name in the samples to title."""
     settings = report["settings"]
     return {f"prefill_{settings['prefill']}": f"prefill {settings['prefill']}"} | {
         f"decode_{depth}": f"decode after {depth}" for depth in settings["depths"]
@@ -112,32 +126,32 @@ def _measures(report: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _engines(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
-    measures = _measures(report)
+    columns = measures(report)
     head = ["engine", "weights", "embedding, head", "KV", "file MB", "import ms", "load ms"]
-    rows = [[*head, *measures.values(), "RSS MB", "KL", "top-1"]]
+    rows = [[*head, *columns.values(), "RSS MB", "KL", "top-1"]]
     for each in report["engines"]:
         if each["model"] != model:
             continue
         engine = each["engine"]
         cells = [engine, _weights(each), _ends(each), str(each.get("kv", "-")), f"{each['size'] / MB:.0f}"]
-        for measure in ("import_ms", "load_ms", *measures):
+        for measure in ("import_ms", "load_ms", *columns):
             found = spread(list(figures(report, model, engine, threads, measure).values()))
             cells.append("-" if found is None else found.text())
         rss = spread(list(figures(report, model, engine, threads, "rss").values()))
-        quality = _quality(report, model, engine)
+        quality = quality_of(report, model, engine)
         cells += ["-" if rss is None else f"{rss.median / MB:.0f}"]
         cells += (
             ["-", "-"] if quality is None else [f"{quality['kl']:.4f} ± {quality['kl_error']:.4f}", f"{quality['top1']:.3f}"]
         )
         rows.append(cells)
-    return _table(rows)
+    return rows_of(rows)
 
 
 def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
     """Ours against every peer of the same width, with both KLs in the same row."""
-    measures = _measures(report)
+    columns = measures(report)
     head = ["edgellm", "peer", "embedding, head"]
-    rows = [[*head, *measures.values(), "load", "RSS", "KL ours / theirs", "KL no worse"]]
+    rows = [[*head, *columns.values(), "load", "RSS", "KL ours / theirs", "KL no worse"]]
     engines = [each for each in report["engines"] if each["model"] == model]
     ours = [each for each in engines if each["engine"].startswith(OURS)]
     for mine in ours:
@@ -146,13 +160,13 @@ def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
                 continue
             pair = mine["engine"], theirs["engine"]
             cells = [pair[0].removeprefix(OURS), pair[1], f"{_ends(mine)} / {_ends(theirs)}"]
-            for measure in (*measures, "load_ms", "rss"):
+            for measure in (*columns, "load_ms", "rss"):
                 found = ratio(report, model, *pair, threads, measure)
                 cells.append("-" if found is None else found.text(2))
-            a, b = (_quality(report, model, engine) for engine in pair)
-            cells += ["-", "-"] if a is None or b is None else [f"{a['kl']:.4f} / {b['kl']:.4f}", _no_worse(a, b)]
+            a, b = (quality_of(report, model, engine) for engine in pair)
+            cells += ["-", "-"] if a is None or b is None else [f"{a['kl']:.4f} / {b['kl']:.4f}", no_worse(a, b)]
             rows.append(cells)
-    return _table(rows) if len(rows) > 1 else []
+    return rows_of(rows) if len(rows) > 1 else []
 
 
 def _weights(engine: Mapping[str, Any]) -> str:
@@ -165,7 +179,7 @@ def _ends(engine: Mapping[str, Any]) -> str:
     return f"{engine['embedding']}, {engine['head']}" if "head" in engine else "-"
 
 
-def _no_worse(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def no_worse(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     """Is our KL no higher? A difference below two standard errors, taken over the same positions, is a tie."""
     differences = [a - b for a, b in zip(ours["divergences"], theirs["divergences"], strict=True)]
     if abs(statistics.fmean(differences)) < 2 * standard_error(differences):
@@ -173,7 +187,8 @@ def _no_worse(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return "yes" if statistics.fmean(differences) <= 0 else "no"
 
 
-def _quality(report: Mapping[str, Any], model: str, engine: str) -> Mapping[str, Any] | None:
+def quality_of(report: Mapping[str, Any], model: str, engine: str) -> Mapping[str, Any] | None:
+    """How close a row is to the source; None where that is not known."""
     for each in report["quality"]:
         if (each["model"], each["engine"]) == (model, engine) and "kl" in each:
             found: Mapping[str, Any] = each
@@ -181,7 +196,8 @@ def _quality(report: Mapping[str, Any], model: str, engine: str) -> Mapping[str,
     return None
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def rows_of(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown of a table; the first row is its head."""
     head, *body = ("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
     return [head, "|" + " --- |" * len(rows[0]), *body]
 

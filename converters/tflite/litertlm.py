@@ -204,6 +204,7 @@ def _shapes(spec: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield "embed.weight", (spec.vocab_size, hidden)
     yield "head.weight", (spec.vocab_size, hidden)
     yield "norm.weight", (hidden,)
+    yield "final.weight", (hidden, hidden)
     for layer in range(len(spec.layers)):
         kind = spec.attention(layer)
         queries, keys = kind.heads * kind.head_dim, kind.kv_heads * kind.head_dim

@@ -37,10 +37,10 @@ class Recent:
 
     def __init__(self, room: int = 2) -> None:
         self._room, self._lock = room, threading.Lock()
-        self._kept: OrderedDict[int, Array] = OrderedDict()
+        self._kept: OrderedDict[LazyTensor, Array] = OrderedDict()
 
-    def get(self, key: int, make: Callable[[], Array]) -> Array:
-        """The array under this key, made if it is not there; not to be written to."""
+    def get(self, key: LazyTensor, make: Callable[[], Array]) -> Array:
+        """The array of this tensor, made if it is not there; not to be written to."""
         with self._lock:  # others wait: they want the same one, or memory that is not to be had twice
             if key not in self._kept:
                 while len(self._kept) >= self._room:
@@ -59,7 +59,7 @@ class Whole(LazyTensor):
     def rows(self, start: int, stop: int) -> Array:
         if (start, stop) == (0, self.shape[0]):
             return self._change(self._base.array())
-        return self._recent.get(id(self), lambda: self._change(self._base.array()))[start:stop].copy()
+        return self._recent.get(self, lambda: self._change(self._base.array()))[start:stop].copy()
 
 
 class Made(LazyTensor):

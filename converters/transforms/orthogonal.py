@@ -25,7 +25,8 @@ CHUNK = 256  # columns that `rows` turns at once: what it needs besides the matr
 class Orthogonal:
     """R = diag(signs) (left ⊗ right), an orthogonal matrix [n, n] that is applied by its factors.
 
-    What is several times n wide is taken for blocks of n, each turned by R: the heads of a projection.
+    What is several times n wide is taken for blocks of n, each turned by R: the heads of a projection. Values that are not
+    finite spread; whoever reads a weight says so.
 
     Attributes:
         signs: float32 [n], each 1 or -1.
@@ -48,8 +49,9 @@ class Orthogonal:
     def columns(self, values: Array) -> Array:
         """Each row times R: values @ R for values [..., n or blocks of n]."""
         m, k = len(self.left), len(self.right)
-        right = (values.reshape(-1, self.size) * self.signs).reshape(-1, k) @ self.right
-        turned: Array = np.matmul(self.left.T, right.reshape(-1, m, k)).reshape(values.shape)
+        with np.errstate(all="ignore"):
+            right = (values.reshape(-1, self.size) * self.signs).reshape(-1, k) @ self.right
+            turned: Array = np.matmul(self.left.T, right.reshape(-1, m, k)).reshape(values.shape)
         return turned
 
     def rows(self, values: Array) -> Array:
@@ -59,8 +61,9 @@ class Orthogonal:
         signs = self.signs.reshape(m, k, 1)
         for block in flat:
             for start in range(0, flat.shape[-1], CHUNK):
-                part = np.matmul(self.right.T, block[..., start : start + CHUNK] * signs)
-                block[..., start : start + CHUNK] = (self.left.T @ part.reshape(m, -1)).reshape(part.shape)
+                with np.errstate(all="ignore"):
+                    part = np.matmul(self.right.T, block[..., start : start + CHUNK] * signs)
+                    block[..., start : start + CHUNK] = (self.left.T @ part.reshape(m, -1)).reshape(part.shape)
         return flat.reshape(values.shape)
 
 

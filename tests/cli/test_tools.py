@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 import edgellm as library
 from edgellm.benchmarks.machine import peak_rss
 from edgellm.bundle import Bundle
+from edgellm.converters.recipes import METHODS
 from edgellm.runtimes.preference import remember
 from tests import packed_folder, tiny_folder
 from tests.cli.conftest import ROOT, edgellm, start
@@ -46,9 +48,10 @@ def test_inspect_shows_both_graphs(both: Path, tmp_path: Path, monkeypatch: pyte
         assert row["total"] == {name: weights + row["kv"][name] for name, weights in value["weights"].items()}
         assert row["kv"]["tflite"] == 2 * 2 * 2 * 16 * row["context"], "a byte a value"
     text = edgellm("inspect", both).stdout
-    tables = "(tensors: 2); by imatrix"
-    assert f"\nonnx        4 bits in blocks of 32 with zero points (tensors: 14); 8 bits in blocks of 64 {tables}\n" in text
-    assert f"\ntflite      4 bits in blocks of 32 (tensors: 14); 8 bits a scale a row {tables}; cache in 8 bits\n" in text
+    tables = rf"\(tensors: 2\); by {METHODS['int4']}"
+    linears = r"4 bits in blocks of \d+{} \(tensors: 14\); 8 bits"
+    assert re.search(rf"\nonnx        {linears.format(' with zero points')} in blocks of 64 {tables}\n", text)
+    assert re.search(rf"\ntflite      {linears.format('')} a scale a row {tables}; cache in 8 bits\n", text)
     assert "\ndefault     onnx; none is measured here, 'edgellm bench' finds the fastest\n" in text
     remember(Bundle.open(both), {"onnx": 10.0, "tflite": 12.5})
     text = edgellm("inspect", both).stdout
@@ -64,12 +67,14 @@ def test_inspect_says_how_each_tensor_is_stored(tmp_path: Path) -> None:
     source = json.loads(edgellm("inspect", folder, "--json").stdout)
     bundle = json.loads(edgellm("inspect", tmp_path / "out", "--json").stdout)
     imported = {"bits": 4, "block": 32, "symmetric": False, "method": "imported"}
-    table = {"bits": 8, "block": 64, "symmetric": True, "method": "imatrix"}
+    table = {"bits": 8, "block": 64, "symmetric": True, "method": METHODS["int4"]}
     plain = {"bits": 32, "block": None, "symmetric": None, "method": None}
     linears = [f"layers.{layer}.{name}.weight" for layer in (0, 1) for name in ("q", "k", "v", "o", "gate", "up", "down")]
     wanted = {"embed.weight": table, **dict.fromkeys(linears, imported), "head.weight": table}
     assert source["tensors"]["int4"] == wanted
-    assert bundle["tensors"] == {"onnx": wanted | {"layers.1.v.weight": plain}}
+    by = {"method": Bundle.open(tmp_path / "out").recipe.method}
+    wanted |= {"layers.1.v.weight": plain, "embed.weight": table | by, "head.weight": table | by}
+    assert bundle["tensors"] == {"onnx": wanted}
     text = edgellm("inspect", tmp_path / "out").stdout
     assert "4 bits in blocks of 32 with zero points, imported (tensors: 13)" in text
 

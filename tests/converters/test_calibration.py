@@ -19,7 +19,7 @@ from edgellm.converters.calibration_text import windows
 from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel, Tensor, rotate
 from edgellm.converters.ops import Linear
-from edgellm.converters.preparation import LINEARS
+from edgellm.converters.recipes import LINEARS
 from edgellm.converters.statistics import Statistics
 from edgellm.converters.weights import InMemory, LazyTensor, Weight
 from edgellm.errors import SourceError

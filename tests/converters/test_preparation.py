@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from edgellm.converters.architectures import describe
 from edgellm.converters.calibration import calibrate
 from edgellm.converters.calibration_text import windows
 from edgellm.converters.checkpoints import open_checkpoint
+from edgellm.converters.choices import Choices
 from edgellm.converters.numpy_ops import ReferenceModel
-from edgellm.converters.preparation import LINEARS, CalibrationText, Prepared, prepare
-from edgellm.converters.recipes import recipe
+from edgellm.converters.preparation import Limits, Prepared, prepare
+from edgellm.converters.recipes import LINEARS
 from edgellm.converters.statistics import Statistics
 from edgellm.converters.weights import LazyTensor, Weight, on_grids
 from edgellm.errors import ResourceError
-from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
 from tests import onnx_model
 from tests.tiny_models import CASES, MemoryCheckpoint, tiny
@@ -37,8 +38,10 @@ def short_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
 
 
-def recipes(graphs: tuple[str, ...] = ("onnx", "tflite")) -> dict[str, Recipe]:
-    return {name: recipe("int4", "gptq", 32, targets.find(name).grid) for name in graphs}
+def choices(**said: Any) -> Choices:
+    """As a user who names gptq, so that nothing is rotated or mixed unless a test asks."""
+    nothing = dict.fromkeys(("quant", "block_size", "kv", "bits_per_weight", "recipe", "calibration"))
+    return Choices.read(**{**nothing, "method": "gptq", "kv": "fp32", "preset": "best", **said})
 
 
 def ready(
@@ -49,14 +52,13 @@ def ready(
     graphs: tuple[str, ...] = ("onnx", "tflite"),
 ) -> Prepared:
     return prepare(
+        choices(),
+        {name: targets.find(name) for name in graphs},
         spec,
         tensors,
-        recipes(graphs),
-        CalibrationText(tokenizer),
-        slice_bytes=1 << 20,
-        max_ram=None,
-        workers=2,
-        on_layer=on_layer,
+        tokenizer,
+        Limits(1 << 20, workers=2),
+        lambda phase, share: on_layer(round(share * len(spec.layers)) - 1),
     )
 
 
@@ -77,12 +79,12 @@ def test_each_graph_gets_codes_on_its_own_grid(tiny_source: Path) -> None:
                 assert scheme is not None
                 codes = found.tensors(weight).on_grid(scheme, 3, 9)
                 assert codes is not None
-                wanted = settle(tensors(weight).array()[3:9], scheme, statistics[weight])
+                wanted = settle(found.tensors(weight).array()[3:9], scheme, statistics[weight])
                 np.testing.assert_allclose(codes.dequantize(), wanted.dequantize(), rtol=1e-3, atol=1e-4)
                 compared.append(weight)
 
         text = windows(tokenizer, spec, 300)
-        calibrate(spec, lambda name: Weight(name, tensors(name)), text, 1 << 20, hessians=True, on_layer=compare)  # type: ignore[arg-type]
+        calibrate(found.spec, lambda name: Weight(name, found.tensors(name)), text, 1 << 20, hessians=True, on_layer=compare)  # type: ignore[arg-type]
         assert len(compared) == 2 * len(LINEARS) * len(spec.layers)
         assert all(each.calibration == found.calibration.digest for each in found.recipes.values())
         found.clear()
@@ -97,8 +99,8 @@ def test_the_graph_has_the_settled_codes(architecture: str, variant: str, tmp_pa
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
     found = ready(spec, tensors, letters.to_str().encode(), graphs=("onnx",))
     chosen = found.recipes["onnx"]
-    got = onnx_model.exported(tmp_path, spec, found.tensors, recipe=chosen, accuracy_level=0).run(IDS, 0)
-    ours = ReferenceModel(spec, on_grids(found.tensors, chosen)).logits(IDS)
+    got = onnx_model.exported(tmp_path, found.spec, found.tensors, recipe=chosen, accuracy_level=0).run(IDS, 0)
+    ours = ReferenceModel(found.spec, on_grids(found.tensors, chosen)).logits(IDS)
     plain = ReferenceModel(spec, on_grids(tensors, chosen)).logits(IDS)
     assert np.abs(got - ours).max() < 1e-3 * np.abs(ours).max()
     assert np.abs(got - plain).max() > 10 * np.abs(got - ours).max()
@@ -165,15 +167,9 @@ def test_what_is_long_dead_is_cleared_away(tmp_path: Path, monkeypatch: pytest.M
 def test_too_little_memory_is_said_before_the_work(tiny_source: Path) -> None:
     with open_checkpoint(tiny_source) as checkpoint:
         spec, tensors = describe(checkpoint)
-        with pytest.raises(ResourceError, match=r"--max-ram: this method needs about \d+ MB"):
+        with pytest.raises(ResourceError, match=r"--max-ram: 'gptq' needs about \d+ MB"):
             prepare(
-                spec,
-                tensors,
-                recipes(),
-                CalibrationText(checkpoint.text().tokenizer),
-                slice_bytes=1 << 20,
-                max_ram=100_000,
-                workers=1,
+                choices(), {"onnx": targets.find("onnx")}, spec, tensors, checkpoint.text().tokenizer, Limits(1 << 20, 100_000)
             )
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from edgellm.converters import recipe_file, targets
 from edgellm.converters.architectures import describe
-from edgellm.converters.recipes import Want, compact, matrices, recipe, refined
+from edgellm.converters.recipes import METHODS, Want, compact, matrices, recipe, refined
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe, Rule, Scheme
 from edgellm.spec import ModelSpec
@@ -179,7 +179,7 @@ def test_wants_are_met_on_the_targets_own_grids(target: str) -> None:
     }
     for name in matrices(made):
         assert chosen.scheme(name) == meant.get(name, base.scheme(name)), name
-    assert (chosen.name, chosen.method) == ("int4", "imatrix")
+    assert (chosen.name, chosen.method) == ("int4", METHODS["int4"])
 
 
 def test_a_block_of_its_own_goes_before_the_targets() -> None:

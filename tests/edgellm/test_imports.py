@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
-from edgellm.converters.recipes import matrices
+from edgellm.converters.quantizers import rtn
+from edgellm.converters.recipes import METHODS, matrices
 from edgellm.errors import SourceError
 from edgellm.scheme import IMPORTED, Scheme
 from tests import onnx_weights, packed_folder, tiny_folder
@@ -87,10 +88,11 @@ def test_act_order_is_rounded_anew(tmp_path: Path) -> None:
     folder, meant = packed(tmp_path / "source", method="gptq", group=32, shuffled=True)
     bundle = convert(folder, tmp_path / "out")
     assert set(methods(bundle).values()) == {None}
-    assert bundle.recipe.method == "imatrix"
+    assert bundle.recipe.method == METHODS["int4"]
     assert bundle.recipe.calibration is not None
-    written = onnx_weights.read(bundle.path)["layers.0.down.weight"]
-    wanted = meant["layers.0.down.weight"]
+    plain = convert(folder, tmp_path / "plain", calibration="none")  # rtn, and in no other basis
+    assert set(methods(plain).values()) == {None}
+    written, wanted = onnx_weights.read(plain.path)["layers.0.down.weight"], meant["layers.0.down.weight"]
     assert 0 < np.abs(written - wanted).mean() < 0.2 * np.abs(wanted).mean()
 
 
@@ -111,7 +113,7 @@ def test_tflite_has_no_grid_for_them_and_both_graphs_say_what_they_are(tmp_path:
     assert bundle.recipe.rule("layers.0.q.weight") is not None
     recipe = bundle.recipe_of(bundle.graphs["tflite"])
     assert {rule.method for rule in recipe.rules} == {None}
-    assert recipe.method == "imatrix"
+    assert recipe.method != IMPORTED
 
 
 def test_what_a_lora_changed_is_rounded_anew(tmp_path: Path) -> None:
@@ -164,3 +166,27 @@ def test_a_recipe_is_met_before_codes_are_carried_over(
     assert (found.scheme, found.method) == wanted
     written = onnx_weights.read(bundle.path)["layers.1.down.weight"]
     assert np.array_equal(written, meant["layers.1.down.weight"]) == (found.method == IMPORTED)
+
+
+@pytest.mark.parametrize("arguments", [{"calibration": "none"}, {"preset": "fast"}])
+def test_what_only_spares_a_text_carries_codes_over_all_the_same(arguments: dict[str, Any], tmp_path: Path) -> None:
+    folder, meant = packed(tmp_path / "source", method="awq", group=32)
+    bundle = convert(folder, tmp_path / "out", **arguments)
+    assert_exact(bundle, meant)
+    assert bundle.recipe.method == "rtn", "the tables'"
+
+
+@pytest.mark.parametrize("method", [None, "rtn", "gptq"])
+def test_a_few_tensors_of_a_float_model_are_rounded_as_the_card_says(method: str | None, tmp_path: Path) -> None:
+    folder, meant = packed(tmp_path / "source", method="gptq", group=32)
+    (tmp_path / "r.toml").write_text('base = "fp32"\n[[rule]]\ntensors = "v"\nbits = 4\n', encoding="utf-8")
+    bundle = convert(folder, tmp_path / "out", method=method, recipe=tmp_path / "r.toml")
+    values = {"layers.0.v.weight", "layers.1.v.weight"}
+    assert set(onnx_weights.read(bundle.path)) == set(methods(bundle)) == values
+    if method is None:
+        assert bundle.recipe.method == IMPORTED
+        assert_exact(bundle, {name: meant[name] for name in values})
+        return
+    assert bundle.recipe.method == method
+    same = rtn.quantize(meant["layers.1.v.weight"], Scheme(4, 32, symmetric=False)).dequantize()
+    assert np.allclose(onnx_weights.read(bundle.path)["layers.1.v.weight"], same, atol=1e-6) == (method == "rtn")

@@ -15,12 +15,13 @@ from edgellm.converters.numpy_ops import ReferenceModel
 from edgellm.converters.onnx import export as onnx_export
 from edgellm.converters.recipes import recipe
 from edgellm.converters.tflite import export as tflite_export
+from edgellm.converters.tflite import litertlm
 from edgellm.converters.transforms import rotation
 from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
-from edgellm.errors import UsageError
+from edgellm.errors import SourceError, UsageError
 from edgellm.scheme import Recipe, Rule
 from edgellm.spec import ModelSpec
-from tests import onnx_model, tflite_model
+from tests import litertlm_model, onnx_model, tflite_model
 from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
 
 IDS = np.random.default_rng(7).integers(3, 131, 24)
@@ -61,6 +62,32 @@ def test_logits_of_the_tflite_graph(architecture: str, variant: str, tmp_path: P
     wanted = torch_logits(tiny(architecture, variant).model, IDS)
     session = tflite_model.exported(tmp_path, spec, tensors).session()
     close(session.logits(IDS.tolist()), wanted)
+
+
+@pytest.mark.parametrize(
+    "name", ["embed.weight", "norm.weight", "layers.0.attn_norm.weight", "layers.1.o.weight", "layers.2.v.bias"]
+)
+def test_a_weight_that_is_not_finite_is_still_refused(name: str, tmp_path: Path) -> None:
+    spec, tensors = opened("qwen2", "plain")
+
+    def damaged(asked: str) -> LazyTensor:
+        values = tensors(asked).array()
+        if asked == name:
+            values.flat[3] = np.inf
+        return InMemory(values)
+
+    with pytest.raises(SourceError, match="not finite"):
+        onnx_model.exported(tmp_path, *rotation.apply(spec, damaged))
+
+
+def test_a_tied_heads_linear_goes_along_to_litert_lm(tmp_path: Path) -> None:
+    spec, tensors = rotation.apply(*opened("qwen2", "plain"))
+    tflite_model.exported(tmp_path, spec, tensors).close()
+    plan = litertlm.plan(spec, tflite_model.FP32, tmp_path / tflite_export.GRAPH_FILE, 32)
+    plan.write(tmp_path / tflite_export.GRAPH_FILE, tmp_path / "litertlm.tflite", lambda name, count: None)
+    executor = litertlm_model.Executor(tmp_path / "litertlm.tflite")
+    executor.prefill(IDS[:8].tolist(), 8)
+    close(executor.decode(int(IDS[8])), torch_logits(tiny("qwen2", "plain").model, IDS)[8])
 
 
 @pytest.mark.parametrize("quant", ["int4", "int8"])

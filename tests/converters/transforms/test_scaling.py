@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration import CalibrationOps
-from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel, Tensor
-from edgellm.converters.ops import Linear
+from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.quantizers import imatrix, rtn
 from edgellm.converters.transforms import scaling
 from edgellm.converters.weights import InMemory, Weight
@@ -87,7 +86,7 @@ def test_statistics_are_those_of_the_scaled_model(architecture: str) -> None:
     """The formula against a run over the scaled model."""
     spec, tensors = opened(architecture)
     factors = some_factors(spec, 3)
-    before, after = PeakOps(spec), PeakOps(spec)
+    before, after = (CalibrationOps(1 << 20, spec.max_context) for _ in range(2))
     logits(spec, tensors, before)
     logits(spec, scaling.apply(spec, tensors, factors), after)
     for seen, found, degree in ((before.importance, after.importance, 2), (before.peaks, after.peaks, 1)):
@@ -95,18 +94,6 @@ def test_statistics_are_those_of_the_scaled_model(architecture: str) -> None:
         assert told.keys() == found.keys()
         for name, values in told.items():
             np.testing.assert_allclose(values, found[name], rtol=1e-3, atol=1e-6 * float(values.max()), err_msg=name)
-
-
-class PeakOps(CalibrationOps):
-    """Mean squares, and the largest magnitudes of inputs beside them."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__(1 << 20, spec.max_context)
-        self.peaks: dict[str, Array] = {}
-
-    def linears(self, x: Tensor, linears: list[Linear]) -> list[Tensor]:  # type: ignore[override]
-        self.peaks |= {linear.weight.name: np.abs(x).max(axis=(0, 1)) for linear in linears}
-        return super().linears(x, linears)
 
 
 def test_means_of_products_are_divided_by_both_factors() -> None:
@@ -144,6 +131,36 @@ def test_smooth_by_hand() -> None:
     # none of it: columns reach the same everywhere
     none = scaling.smooth(spec, tensors, peaks, alpha=0)["layers.0.up"]
     assert np.ptp(np.array([1, 4, 4, 1]) * none) < 1e-6
+
+
+def test_smooth_looks_at_all_that_read_a_channel() -> None:
+    """Channel 0 is large in v alone, channel 1 in k alone, the second value of a head in its second query head's columns."""
+    spec, _ = opened("llama")
+    spec = replace(spec, layers=spec.layers[:1])
+    at = spec.attention(0).head_dim + 1  # of the second query head of the first group
+
+    def tensors(name: str) -> InMemory:
+        values = np.ones((6, 64), np.float32)
+        for part, column in (("v", 0), ("k", 1), ("o", at)):
+            if name == f"layers.0.{part}.weight":
+                values[3, column] = -9
+        return InMemory(values)
+
+    names = [f"{reader}.weight" for fold in scaling.folds(spec) for reader in fold.readers if "down" not in reader]
+    found = scaling.smooth(spec, tensors, {name: np.ones(64, np.float32) for name in names})
+    norm, value = found["layers.0.attn_norm"], found["layers.0.v"]
+    np.testing.assert_allclose(norm[2:] / norm[:2].mean(), 3, rtol=1e-5)
+    np.testing.assert_allclose(np.delete(value, 1) / value[1], 3, rtol=1e-5)
+
+
+def test_awq_looks_at_rows_from_end_to_end() -> None:
+    """Rows at the beginning that are zero say nothing."""
+    weight = np.random.default_rng(2).standard_normal((4 * scaling.SAMPLE, 32)).astype(np.float32)
+    weight[: 3 * scaling.SAMPLE] = 0
+    spec, tensors = one_fold(weight)
+    seen = {"layers.0.down.weight": np.where(np.arange(32) < 2, 900, 1).astype(np.float32)}
+    found = scaling.awq(spec, tensors, seen, lambda name: INT4, rtn.quantize)["layers.0.up"]
+    assert found[0] > 1.5 * found[5]
 
 
 def test_awq_by_hand() -> None:

@@ -1,0 +1,55 @@
+"""The command line of quality against speed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from edgellm.benchmarks import gguf_file
+from edgellm.benchmarks.frontier import plot, table
+from edgellm.benchmarks.peers import command
+from edgellm.benchmarks.permuted import SUFFIX
+from edgellm.errors import EdgeError, UsageError
+
+PROGRAM = "edgellm.benchmarks.frontier"
+MODELS = tuple(name + SUFFIX for name in ("smollm2", "qwen2.5"))
+ENGINES = ("edgellm_onnx:*", "edgellm_tflite:*", "llama_cpp:*")
+UNQUANTIZED = ("F32", "F16", "BF16")
+
+
+def main() -> int:
+    """Measure or read, draw, write."""
+    parser = command.parser(PROGRAM, "Quality against speed, beside llama.cpp's files.", models=MODELS, engines=ENGINES)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture: .svg or .png")
+    arguments = parser.parse_args()
+    try:
+        command.check(arguments)
+        if arguments.plot:
+            plot.check(arguments.plot)
+        report = command.read(arguments.from_json) if arguments.from_json else command.report(arguments, PROGRAM, admit)
+        if report is not None:
+            command.write(report, table.markdown(report), arguments)
+            if arguments.plot:
+                plot.draw(report, arguments.plot)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def admit(name: str, source: Path) -> None:
+    """Only values that lie on no grid yet: llama.cpp copies what already has the type it is to make, and loses nothing.
+
+    Raises:
+        UsageError: a GGUF file that is quantized.
+    """
+    if source.suffix.lower() != ".gguf":
+        return
+    kinds = {tensor.tensor_type.name for tensor in gguf_file.open_gguf(source).tensors} - set(UNQUANTIZED)
+    if kinds:
+        what = f"its values are on the grids of {', '.join(sorted(kinds))} already"
+        raise UsageError(what, where=f"--models {name}", fix=f"give {name}{SUFFIX}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

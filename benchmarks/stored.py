@@ -1,0 +1,147 @@
+"""What a weight of the linears takes in a file, counted there: codes, scales and zero points over the number of weights.
+
+Embedding and head are not counted: everybody here keeps them in 8 bit. A scale is counted as it is stored, and once more as if
+it had 16 bits: onnxruntime's kernels want float32 where llama.cpp and LiteRT store 16 bits, which says nothing of the grid.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgellm.benchmarks import gguf_file
+from edgellm.bundle import Bundle
+from edgellm.errors import BundleError, RuntimeUnavailable
+from edgellm.runtimes import tflite_file
+from edgellm.runtimes.flatbuffer import Reader, Table
+
+FULLY_CONNECTED = 9  # of LiteRT's schema
+TFLITE_BITS = {0: 32, 9: 8, 17: 4}  # float32, int8, int4
+HALF = 16
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A linear's weights in a file: how many, the bits of all but the scales, how many scales, the bits of each."""
+
+    weights: int
+    bits: int
+    scales: int = 0
+    scale_bits: int = HALF
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Bits per weight of all linears of the layers together.
+
+    Attributes:
+        bits: as stored.
+        bits_half: as it would be with scales of 16 bits.
+        weights: how many there are.
+    """
+
+    bits: float
+    bits_half: float
+    weights: int
+
+
+def linears(path: Path) -> Stored | None:
+    """Of a GGUF file or a bundle with one graph, for onnxruntime or LiteRT; None for a file of another kind.
+
+    Raises:
+        RuntimeUnavailable: the package that reads the file is missing.
+        BundleError: the graph does not have the linears that its manifest tells of.
+    """
+    if path.suffix.lower() == ".gguf":
+        return _sum(list(_of_gguf(path)))
+    if not (path / "edgellm.json").is_file():
+        return None
+    bundle = Bundle.open(path)
+    ((name, graph),) = bundle.graphs.items()
+    read = {"onnx": _of_onnx, "tflite": _of_tflite}.get(name)
+    if read is None:  # tflite-compat keeps its scales outside of the products
+        return None
+    found = _sum(list(read(bundle.file(graph.file), bundle.spec.vocab_size)))
+    if found.weights != _weights(bundle):
+        what = f"{found.weights} weights in linears, not {_weights(bundle)}"
+        raise BundleError(what, where=bundle.file(graph.file), fix="report it")
+    return found
+
+
+def _sum(matrices: list[Matrix]) -> Stored:
+    weights = sum(each.weights for each in matrices)
+    codes, scales = sum(each.bits for each in matrices), sum(each.scales for each in matrices)
+    stored = codes + sum(each.scales * each.scale_bits for each in matrices)
+    return Stored(stored / weights, (codes + scales * HALF) / weights, weights) if weights else Stored(0.0, 0.0, 0)
+
+
+def _weights(bundle: Bundle) -> int:
+    """How many weights the linears of the layers have, by the spec."""
+    spec, total = bundle.spec, 0
+    for layer in range(len(spec.layers)):
+        kind = spec.attention(layer)
+        attention = 2 * (kind.heads + kind.kv_heads) * kind.head_dim  # q and o, k and v
+        total += spec.hidden_size * (attention + 3 * spec.intermediate_size)
+    return total
+
+
+def _of_gguf(path: Path) -> Iterator[Matrix]:
+    """A block's scales and minima are inside its bytes, in 16 bits or fewer."""
+    for tensor in gguf_file.open_gguf(path).tensors:
+        if tensor.name.startswith("blk.") and len(tensor.shape) > 1:
+            yield Matrix(int(tensor.n_elements), 8 * int(tensor.n_bytes))
+
+
+def _of_onnx(path: Path, vocab: int) -> Iterator[Matrix]:
+    """MatMulNBits(A, codes, scales, zero points), and FusedMatMul(A, matrix [out, in]) where a linear is float32."""
+    try:
+        onnx: Any = importlib.import_module("onnx")
+    except ImportError as error:
+        raise RuntimeUnavailable(f"onnx cannot be imported ({error})", fix="pip install onnx") from error
+    graph = onnx.load(path, load_external_data=False).graph
+    shapes = {each.name: tuple(each.dims) for each in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "FusedMatMul" and node.input[1] in shapes:
+            rows, width = shapes[node.input[1]]
+            if rows != vocab:
+                yield Matrix(rows * width, 32 * rows * width)
+        if node.op_type == "MatMulNBits":
+            sizes = {each.name: each.i for each in node.attribute}
+            if sizes["N"] != vocab:
+                packed = [shapes[name] for name in (node.input[1], *node.input[3:4]) if name]
+                bits = 8 * sum(math.prod(shape) for shape in packed)
+                yield Matrix(sizes["N"] * sizes["K"], bits, math.prod(shapes[node.input[2]]), 32)
+
+
+def _of_tflite(path: Path, vocab: int) -> Iterator[Matrix]:
+    """FULLY_CONNECTED(x, weights) of the first signature: they all share their weights."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as data:
+        reader = Reader(data, tflite_file.TABLES)
+        model = reader.table(reader.unsigned(0, 4), "Model")
+    codes = [code.number(3) or code.number(0) for code in model.tables(1)]
+    graph = model.tables(2)[model.tables(7)[0].number(4)]
+    tensors = graph.tables(0)
+    for operator in graph.tables(3):
+        if codes[operator.number(0)] != FULLY_CONNECTED:
+            continue
+        matrix = tensors[operator.numbers(1)[1]]
+        shape = matrix.numbers(0)
+        if shape[0] != vocab:
+            bits, weights = TFLITE_BITS[matrix.number(1)], math.prod(shape)
+            yield Matrix(weights, bits * weights, *_scales(matrix, tensors))
+
+
+def _scales(matrix: Table, tensors: list[Table]) -> tuple[int, int]:
+    """How many scales a matrix has, and of how many bits: of channels in its own table, of blocks in a tensor."""
+    quantization = matrix.fields.get(4)
+    if not isinstance(quantization, Table):
+        return 0, HALF
+    blocks = quantization.fields.get(5)
+    if isinstance(blocks, Table):
+        return math.prod(tensors[blocks.number(0)].numbers(0)), HALF
+    return quantization.number(2), 32
