@@ -252,7 +252,7 @@ class ReplayOps:
 
         spans, step = list(weights[0].tensor.slices(self._slice_bytes)), 8
         for first in range(0, len(spans), step):  # a few at a time: what waits is in memory
-            yield from self._pool.map(work, spans[first : first + step])
+            yield from list(self._pool.map(work, spans[first : first + step]))
 
 
 class _LaneOps(NumpyOps):
