@@ -27,7 +27,7 @@ class Ours(Variant):
     """What one of our bundles is.
 
     Attributes:
-        options: what `convert` is told beyond target, bits and block.
+        options: what `convert` is told beyond target, bits and block, or of the block instead.
     """
 
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -43,6 +43,7 @@ VARIANTS = {
     "int4-b32-imatrix": Ours(4, 32, options={"method": "imatrix"}, usual=False),
     "int4-b32-awq": Ours(4, 32, options={"method": "awq"}, usual=False),
     "int4-4.7": Ours(4, 32, options={"bits_per_weight": 4.7}, usual=False),
+    "default": Ours(4, 32, options={"block_size": None}, usual=False),  # what `convert` makes where nothing is asked
 }
 
 
@@ -56,9 +57,9 @@ def make_bundle(target: str, kind: Ours, source: Path, output: Path) -> Path:
     from edgellm.conversion import convert  # here, so that a child that measures stays on the device side
 
     shutil.rmtree(output, ignore_errors=True)
-    bundle = convert(  # how close it is is measured with all peers
-        source, output, target=target, quant=f"int{kind.bits}", block_size=kind.block, evaluate=False, **kind.options
-    )
+    options = {"block_size": kind.block, **kind.options}
+    # how close it is is measured with all peers
+    bundle = convert(source, output, target=target, quant=f"int{kind.bits}", evaluate=False, **options)
     bundle.ensure_verified()  # once, not in the load that is measured
     return bundle.path
 

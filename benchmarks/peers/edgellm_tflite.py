@@ -27,6 +27,7 @@ VARIANTS = {
     "int4-4.6": Ours(4, 32, kv="i8", options={"bits_per_weight": 4.6}, usual=False),
     "int4-5.2": Ours(4, 32, kv="i8", options={"bits_per_weight": 5.2}, usual=False),
     "int4-row-4.3": Ours(4, 0, kv="i8", options={"bits_per_weight": 4.3}, usual=False),
+    "default": Ours(4, 32, kv="i8", options={"block_size": None}, usual=False),
 }
 
 

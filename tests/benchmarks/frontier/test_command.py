@@ -71,7 +71,8 @@ def test_a_whole_run(models: Callable[[str], Path], tmp_path: Path) -> None:
     """One round of a few files of the real model: closeness orders them as theory has it, and all of it is drawn."""
     pytest.importorskip("llama_cpp")
     source, cache = models("smollm2"), Path(os.environ["XDG_CACHE_HOME"])  # where costly files are kept between runs
-    wanted = ("edgellm_onnx:int4-b32*", "edgellm_tflite:int4-b32", *(f"llama_cpp:{name}" for name in LLAMA_CPP))
+    ours = ("edgellm_onnx:int4-b32-imatrix", "edgellm_onnx:int4-b32-rtn", "edgellm_tflite:int4-b32-rtn")
+    wanted = (*ours, *(f"llama_cpp:{name}" for name in LLAMA_CPP))
     sizes = ("--threads", 1, "--trials", 1, "--prefill", 16, "--depths", 4, "--steps", 2, "--positions", 200)
     files = ("--json", tmp_path / "it.json", "--markdown", tmp_path / "it.md", "--plot", tmp_path / "it.png")
     done = command_line(
@@ -81,15 +82,15 @@ def test_a_whole_run(models: Callable[[str], Path], tmp_path: Path) -> None:
     report: dict[str, Any] = json.loads((tmp_path / "it.json").read_text(encoding="utf-8"))
     assert report["command"].startswith("python -m edgellm.benchmarks.frontier --models")
     bits = {each["engine"]: each["stored"]["bits_half"] for each in report["engines"]}
-    assert bits["llama_cpp:q4_0"] == bits["edgellm_tflite:int4-b32"] == 4.5
+    assert bits["llama_cpp:q4_0"] == bits["edgellm_tflite:int4-b32-rtn"] == 4.5
     assert (bits["llama_cpp:q5_0"], bits["llama_cpp:q8_0"]) == (5.5, 8.5)
-    assert bits["edgellm_onnx:int4-b32"] == bits["edgellm_onnx:int4-b32-rtn"] == 4.625
+    assert bits["edgellm_onnx:int4-b32-imatrix"] == bits["edgellm_onnx:int4-b32-rtn"] == 4.625
     kl = {each["engine"].partition(":")[2]: each["kl"] for each in report["quality"] if "llama_cpp" in each["engine"]}
     assert sorted(kl, key=kl.__getitem__) == ["q8_0", "q5_0", "q4_0-imatrix", "q4_0"]
-    ours = {each["engine"]: each["kl"] for each in report["quality"] if "edgellm" in each["engine"]}
-    assert ours["edgellm_onnx:int4-b32"] < 0.8 * ours["edgellm_onnx:int4-b32-rtn"]
+    calibrated, rounded = (each["kl"] for each in report["quality"] if each["engine"] in ours[:2])
+    assert calibrated < 0.8 * rounded
     text = (tmp_path / "it.md").read_text(encoding="utf-8")
     assert "Failed:" not in text
     assert "Left out:" not in text
-    assert text.count("| onnx:int4-b32 |") == 1
+    assert text.count("| onnx:int4-b32-imatrix |") == 1
     assert (tmp_path / "it.png").stat().st_size > 10_000
