@@ -154,8 +154,8 @@ def smooth(spec: ModelSpec, tensors: Tensors, peaks: Mapping[str, Array], alpha:
     """Factors that share the range of inputs between activations and weights.
 
     Args:
-        peaks: largest magnitudes of inputs, by linear weight, float32 [in].
-        alpha: how much of it goes to the weights, from 0 to 1.
+        peaks: largest magnitudes of inputs, by linear weight, float32 [in]; a fold whose first reader has none stays out.
+        alpha: how much of it goes to the weights, from 0 to 1: 0.5 suits a model as it is; on a rotated one, 0.3 for v and up.
     """
     found = {}
     for fold in folds(spec):
