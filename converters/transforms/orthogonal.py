@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -133,5 +134,5 @@ def _is_prime(number: int, residue: int = 3) -> bool:
     return number > 2 and number % 4 == residue and all(number % each for each in range(3, math.isqrt(number) + 1, 2))
 
 
-def _normed(matrix: NDArray[np.float64]) -> Array:
+def _normed(matrix: NDArray[Any]) -> Array:
     return (matrix / math.sqrt(len(matrix))).astype(np.float32)

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,8 +155,8 @@ def smooth(spec: ModelSpec, tensors: Tensors, peaks: Mapping[str, Array], alpha:
     """Factors that share the range of inputs between activations and weights.
 
     Args:
-        peaks: largest magnitudes of inputs, by linear weight, float32 [in].
-        alpha: how much of it goes to the weights, from 0 to 1.
+        peaks: largest magnitudes of inputs, by linear weight, float32 [in]; a fold whose first reader has none stays out.
+        alpha: how much of it goes to the weights, from 0 to 1: 0.5 suits a model as it is; on a rotated one, 0.3 for v and up.
     """
     found = {}
     for fold in folds(spec):
@@ -175,7 +176,7 @@ def _powers(size: Array, alpha: float) -> Array:
     return _limited(np.where(reached, size, 1) ** np.float32(alpha), reached)
 
 
-def _limited(factors: NDArray[np.floating], reached: NDArray[np.bool_]) -> Array:
+def _limited(factors: NDArray[Any], reached: NDArray[np.bool_]) -> Array:
     """Factors around 1, not too far apart; 1 for channels that were never reached."""
     if not reached.any():
         return np.ones(len(factors), np.float32)
