@@ -152,7 +152,7 @@ def _units(
 
         return weight
 
-    lanes = [Lane(weights(kind), [text], quantize) for kind in ((), *KINDS)]
+    lanes = [Lane(weights(kind), [text], quantize, watched=True) for kind in ((), *KINDS)]
     source, *rounded = replay(spec, lanes)
     energy = float(np.square(source.hidden, dtype=np.float64).sum()) or 1.0
     units = []

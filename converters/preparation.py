@@ -146,8 +146,7 @@ def _rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool
         return False
     if any(map(_has_few_bits, chosen.values())):
         return quantizers.find_settle(method) is not None
-    rows = any(rule.scheme is not None and rule.scheme.block == 0 for recipe in chosen.values() for rule in recipe.rules)
-    return rows and rotation.fits(spec) is None
+    return rotation.fits(spec) is None
 
 
 def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:

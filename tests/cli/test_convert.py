@@ -20,8 +20,8 @@ from tests.cli.conftest import edgellm, start
 @pytest.mark.parametrize(
     ("options", "name", "grid"),
     [
-        ((), "int4", (4, 32)),
-        (("--target", "tflite"), "int4", (4, 32)),
+        (("--method", "imatrix"), "int4", (4, 32)),
+        (("--target", "tflite", "--method", "rtn"), "int4", (4, 32)),
         (("--target", "tflite-compat"), "int4", (4, 0)),
         (("--target", "tflite-compat", "--quant", "int8"), "int8", (8, 0)),
         (("--quant", "int4", "--block-size", "64"), "int4", (4, 64)),

@@ -175,7 +175,7 @@ def test_the_disk_has_to_hold_both(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_manifest_says_which_grid_each_graph_has(source: Path, tmp_path: Path) -> None:
-    convert(source, tmp_path / "out", target="both")
+    convert(source, tmp_path / "out", target="both", method="imatrix")
     manifest = json.loads((tmp_path / "out" / "edgellm.json").read_text(encoding="utf-8"))
     assert manifest["format"] == 1
     assert manifest["graphs"]["onnx"]["recipe"] is None

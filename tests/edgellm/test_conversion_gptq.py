@@ -16,6 +16,7 @@ from edgellm.runtimes import open_runtime
 @pytest.fixture(autouse=True)
 def short_text(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(preparation, "HESSIAN_TOKENS", 300)
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
 
 
 def logits(bundle: Bundle, graph: str) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:

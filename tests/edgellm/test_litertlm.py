@@ -34,7 +34,7 @@ BROKEN = "\ufffd"  # an unfinished character
 
 @pytest.fixture(scope="module")
 def bundle(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convert(tiny_source, tmp_path_factory.mktemp("bundle") / "tiny", target="tflite", quant="int4", kv="fp32").path
+    return convert(tiny_source, tmp_path_factory.mktemp("bundle") / "tiny", target="tflite", method="imatrix", kv="fp32").path
 
 
 @pytest.fixture(scope="module")

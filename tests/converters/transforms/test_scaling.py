@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from edgellm.converters.architectures import describe
-from edgellm.converters.calibration import CalibrationOps
+from edgellm.converters.calibration import calibrate
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.quantizers import imatrix, rtn
 from edgellm.converters.transforms import scaling
@@ -86,14 +86,14 @@ def test_statistics_are_those_of_the_scaled_model(architecture: str) -> None:
     """The formula against a run over the scaled model."""
     spec, tensors = opened(architecture)
     factors = some_factors(spec, 3)
-    before, after = (CalibrationOps(1 << 20, spec.max_context) for _ in range(2))
-    logits(spec, tensors, before)
-    logits(spec, scaling.apply(spec, tensors, factors), after)
-    for seen, found, degree in ((before.importance, after.importance, 2), (before.peaks, after.peaks, 1)):
-        told = scaling.statistics(spec, seen, factors, degree)
-        assert told.keys() == found.keys()
-        for name, values in told.items():
-            np.testing.assert_allclose(values, found[name], rtol=1e-3, atol=1e-6 * float(values.max()), err_msg=name)
+    before, after = (
+        calibrate(spec, lambda name: Weight(name, made(name)), [np.asarray(IDS)], 1 << 20).importance
+        for made in (tensors, scaling.apply(spec, tensors, factors))
+    )
+    told = scaling.statistics(spec, before, factors, 2)
+    assert told.keys() == after.keys()
+    for name, values in told.items():
+        np.testing.assert_allclose(values, after[name], rtol=1e-3, atol=1e-6 * float(values.max()), err_msg=name)
 
 
 def test_means_of_products_are_divided_by_both_factors() -> None:
