@@ -48,7 +48,7 @@ def test_inspect_shows_both_graphs(both: Path, tmp_path: Path, monkeypatch: pyte
         assert row["total"] == {name: weights + row["kv"][name] for name, weights in value["weights"].items()}
         assert row["kv"]["tflite"] == 2 * 2 * 2 * 16 * row["context"], "a byte a value"
     text = edgellm("inspect", both).stdout
-    tables = rf"\(tensors: 2\); by {METHODS['int4']}"
+    tables = r"\(tensors: 2\); by imatrix"
     linears = r"4 bits in blocks of \d+{} \(tensors: 14\); 8 bits"
     assert re.search(rf"\nonnx        {linears.format(' with zero points')} in blocks of 64 {tables}\n", text)
     assert re.search(rf"\ntflite      {linears.format('')} a scale a row {tables}; cache in 8 bits\n", text)
@@ -83,9 +83,10 @@ def test_what_a_source_would_take_is_what_its_bundles_take(source: Path, bundle:
     value = json.loads(edgellm("inspect", source, "--json").stdout)
     assert (value["kind"], value["license"], value["files"]) == ("source", "mit", {})
     assert value["weights"]["int4"] == (bundle / "model.onnx.data").stat().st_size
-    for quant in ("int8", "fp32"):
+    for quant, more in (("int8", 0.05), ("fp32", 0)):  # one small matrix more, where the residual is rotated
         assert edgellm("convert", source, "-o", tmp_path / quant, "--quant", quant).exit_code == 0
-        assert value["weights"][quant] == (tmp_path / quant / "model.onnx.data").stat().st_size
+        size = (tmp_path / quant / "model.onnx.data").stat().st_size
+        assert value["weights"][quant] <= size <= value["weights"][quant] * (1 + more)
     of_bundle = json.loads(edgellm("inspect", bundle, "--json").stdout)
     assert value["spec"] == of_bundle["spec"]
     for row, other in zip(value["memory"], of_bundle["memory"], strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -55,6 +56,10 @@ def logits(spec: ModelSpec, tensors: scaling.Tensors, ops: NumpyOps | None = Non
     return ReferenceModel(spec, lambda name: Weight(name, tensors(name)), ops).logits(IDS)
 
 
+def importance(spec: ModelSpec, tensors: scaling.Tensors) -> Mapping[str, Array]:
+    return calibrate(spec, lambda name: Weight(name, tensors(name)), [np.asarray(IDS)], 1 << 20).importance
+
+
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
 def test_logits_stay_as_transformers_has_them(architecture: str, variant: str, tmp_path: Path) -> None:
     spec, tensors = opened(architecture, variant)
@@ -86,10 +91,7 @@ def test_statistics_are_those_of_the_scaled_model(architecture: str) -> None:
     """The formula against a run over the scaled model."""
     spec, tensors = opened(architecture)
     factors = some_factors(spec, 3)
-    before, after = (
-        calibrate(spec, lambda name: Weight(name, made(name)), [np.asarray(IDS)], 1 << 20).importance
-        for made in (tensors, scaling.apply(spec, tensors, factors))
-    )
+    before, after = (importance(spec, made) for made in (tensors, scaling.apply(spec, tensors, factors)))
     told = scaling.statistics(spec, before, factors, 2)
     assert told.keys() == after.keys()
     for name, values in told.items():
