@@ -209,12 +209,12 @@ def test_convert_measures_unless_it_is_told_not_to(tmp_path: Path, tmp_path_fact
     for name, options, said in (
         ("fast", ["--preset", "fast"], "onnx: measured; this method has no gate: KL "),
         ("none", ["--no-eval"], "onnx: not measured: not asked for"),
-        ("kept", ["--quant", "int8", "--allow-degraded"], "onnx: past its gate, kept because that was asked for"),
+        ("kept", ["--method", "imatrix", "--allow-degraded"], "onnx: past its gate, kept because that was asked for"),
     ):
         result = CliRunner().invoke(cli, ["convert", str(coarse), "-o", str(tmp_path / name), *options])
         assert result.exit_code == 0, result.output
         assert said in result.stdout
-    result = CliRunner().invoke(cli, ["convert", str(coarse), "-o", str(tmp_path / "refused"), "--quant", "int8"])
+    result = CliRunner().invoke(cli, ["convert", str(coarse), "-o", str(tmp_path / "refused"), "--method", "imatrix"])
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1)
     assert "not kept, it lost too much: KL 0." in result.stderr
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["fast", "kept", "none"]
