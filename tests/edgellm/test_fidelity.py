@@ -154,9 +154,17 @@ def coarse(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder.write_coarse(tmp_path_factory.mktemp("coarse") / "tiny")
 
 
-def test_what_lost_too_much_is_refused_and_nothing_stays(coarse: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def unrotated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe under which nothing is turned into a basis where the coarse model's outliers are gone."""
+    path = tmp_path_factory.mktemp("recipe") / "unrotated.toml"
+    path.write_text('[[rule]]\ntensors = "q"\nlayers = 0\nbits = 32\n', encoding="utf-8")
+    return path
+
+
+def test_what_lost_too_much_is_refused_and_nothing_stays(coarse: Path, unrotated: Path, tmp_path: Path) -> None:
     with pytest.raises(FidelityError) as error:
-        convert(coarse, tmp_path / "deep" / "out", quant="int8", **MEASURED | {"preset": "best"})
+        convert(coarse, tmp_path / "deep" / "out", quant="int8", recipe=unrotated, **MEASURED | {"preset": "best"})
     assert "tiny, onnx: not kept, it lost too much: KL " in str(error.value)
     assert "--allow-degraded" in str(error.value)
     assert "\n" not in str(error.value)
@@ -167,8 +175,10 @@ def test_what_lost_too_much_is_refused_and_nothing_stays(coarse: Path, tmp_path:
     ("options", "verdict"),
     [({"allow_degraded": True}, "degraded"), ({"method": "rtn"}, "chosen"), ({"preset": "fast"}, "refused")],
 )
-def test_who_keeps_it_gets_it_marked(coarse: Path, tmp_path: Path, options: dict[str, Any], verdict: str) -> None:
-    wanted = {"quant": "int8", **MEASURED, **options}
+def test_who_keeps_it_gets_it_marked(
+    coarse: Path, unrotated: Path, tmp_path: Path, options: dict[str, Any], verdict: str
+) -> None:
+    wanted = {"quant": "int8", "recipe": unrotated, **MEASURED, **options}
     if verdict == "refused":
         with pytest.raises(FidelityError):
             convert(coarse, tmp_path / "out", **wanted)
