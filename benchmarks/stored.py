@@ -1,6 +1,7 @@
 """What a weight of the linears takes in a file, counted there: codes, scales and zero points over the number of weights.
 
-Embedding and head are not counted: everybody here keeps them in 8 bit. A scale is counted as it is stored, and once more as if
+Embedding and head are not counted: everybody here keeps them in 8 bit. The matrix that a rotated model has before a tied head
+is: it costs bits, but is no weight of the source's. A scale is counted as it is stored, and once more as if
 it had 16 bits: onnxruntime's kernels want float32 where llama.cpp and LiteRT store 16 bits, which says nothing of the grid.
 """
 
@@ -19,6 +20,7 @@ from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, RuntimeUnavailable
 from edgellm.runtimes import tflite_file
 from edgellm.runtimes.flatbuffer import Reader, Table
+from edgellm.spec import ModelSpec
 
 FULLY_CONNECTED = 9  # of LiteRT's schema
 TFLITE_BITS = {0: 32, 9: 8, 17: 4}  # float32, int8, int4
@@ -42,7 +44,7 @@ class Stored:
     Attributes:
         bits: as stored.
         bits_half: as it would be with scales of 16 bits.
-        weights: how many there are.
+        weights: how many the source has.
     """
 
     bits: float
@@ -58,7 +60,8 @@ def linears(path: Path) -> Stored | None:
         BundleError: the graph does not have the linears that its manifest tells of.
     """
     if path.suffix.lower() == ".gguf":
-        return _sum(list(_of_gguf(path)))
+        matrices = list(_of_gguf(path))
+        return _sum(matrices, sum(each.weights for each in matrices))
     if not (path / "edgellm.json").is_file():
         return None
     bundle = Bundle.open(path)
@@ -66,23 +69,24 @@ def linears(path: Path) -> Stored | None:
     read = {"onnx": _of_onnx, "tflite": _of_tflite}.get(name)
     if read is None:  # tflite-compat keeps its scales outside of the products
         return None
-    found = _sum(list(read(bundle.file(graph.file), bundle.spec.vocab_size)))
-    if found.weights != _weights(bundle):
-        what = f"{found.weights} weights in linears, not {_weights(bundle)}"
+    matrices = list(read(bundle.file(graph.file), bundle.spec.vocab_size))
+    weights, final = _weights(bundle.spec), bundle.spec.hidden_size**2 * bundle.spec.final_linear
+    there = sum(each.weights for each in matrices)
+    if there != weights + final:
+        what = f"{there} weights in linears, not {weights + final}"
         raise BundleError(what, where=bundle.file(graph.file), fix="report it")
-    return found
+    return _sum(matrices, weights)
 
 
-def _sum(matrices: list[Matrix]) -> Stored:
-    weights = sum(each.weights for each in matrices)
+def _sum(matrices: list[Matrix], weights: int) -> Stored:
     codes, scales = sum(each.bits for each in matrices), sum(each.scales for each in matrices)
     stored = codes + sum(each.scales * each.scale_bits for each in matrices)
     return Stored(stored / weights, (codes + scales * HALF) / weights, weights) if weights else Stored(0.0, 0.0, 0)
 
 
-def _weights(bundle: Bundle) -> int:
-    """How many weights the linears of the layers have, by the spec."""
-    spec, total = bundle.spec, 0
+def _weights(spec: ModelSpec) -> int:
+    """How many weights the linears of the layers have."""
+    total = 0
     for layer in range(len(spec.layers)):
         kind = spec.attention(layer)
         attention = 2 * (kind.heads + kind.kv_heads) * kind.head_dim  # q and o, k and v

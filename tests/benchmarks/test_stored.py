@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -57,15 +58,32 @@ def test_a_gguf_file_is_counted_by_its_blocks(tmp_path: Path) -> None:
 def test_a_bundle_is_counted_by_its_graph(
     target: str, options: dict[str, Any], bits: float, half: float, tiny_source: Path, tmp_path: Path
 ) -> None:
-    found = linears(convert(tiny_source, tmp_path / "made", target=target, **options).path)
+    found = linears(convert(tiny_source, tmp_path / "made", target=target, evaluate=False, **options).path)
     assert found is not None
     assert found.weights == WEIGHTS
     assert (found.bits, found.bits_half) == (pytest.approx(bits), pytest.approx(half))
 
 
+@pytest.mark.parametrize(("target", "block", "layers"), [("onnx", 32, 9 * WEIGHTS), ("tflite", 0, 8 * WEIGHTS + 32 * SCALES)])
+def test_what_a_rotated_model_has_besides_costs_bits_but_is_no_weight(
+    target: str, block: int, layers: int, tiny_source: Path, tmp_path: Path
+) -> None:
+    """Before a tied head there is a matrix [64, 64], with one scale of 32 bits a row."""
+    source = tmp_path / "tied"
+    shutil.copytree(tiny_source, source)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}), encoding="utf-8")
+    made = convert(source, tmp_path / "made", target=target, quant="int8", block_size=block, evaluate=False)
+    assert made.spec.final_linear
+    found = linears(made.path)
+    assert found is not None
+    assert found.weights == WEIGHTS
+    assert found.bits == pytest.approx((layers + 64 * (8 * 64 + 32)) / WEIGHTS)
+
+
 @pytest.mark.parametrize("target", ["onnx", "tflite"])
 def test_a_graph_that_is_not_its_manifests_is_an_error(target: str, tiny_source: Path, tmp_path: Path) -> None:
-    path = convert(tiny_source, tmp_path / "made", target=target, method="rtn", kv="fp32").path
+    path = convert(tiny_source, tmp_path / "made", target=target, method="rtn", kv="fp32", evaluate=False).path
     manifest = json.loads((path / "edgellm.json").read_text(encoding="utf-8"))
     manifest["spec"]["intermediate_size"] += 32
     (path / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
@@ -76,4 +94,4 @@ def test_a_graph_that_is_not_its_manifests_is_an_error(target: str, tiny_source:
 def test_other_files_are_not_counted(tiny_source: Path, tmp_path: Path) -> None:
     (tmp_path / "openvino_model.xml").touch()
     assert linears(tmp_path) is None
-    assert linears(convert(tiny_source, tmp_path / "made", target="tflite-compat", quant="int8").path) is None
+    assert linears(convert(tiny_source, tmp_path / "made", target="tflite-compat", quant="int8", evaluate=False).path) is None
