@@ -39,7 +39,7 @@ class Statistics:
         mean = float(np.diagonal(damped).mean())
         damped[np.diag_indices(len(damped))] += DAMPING * mean if mean > 0 else 1.0
         # with rows and columns reversed, Cholesky's lower triangle becomes an upper one: H = R Rᵀ, and U is the inverse of R
-        upper = np.ascontiguousarray(np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1])
+        upper = np.ascontiguousarray(np.linalg.cholesky(damped[::-1, ::-1])[::-1, ::-1], np.float64)
         return inverse_of_upper(upper).astype(np.float32)
 
 
@@ -47,7 +47,7 @@ def inverse_of_upper(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """The inverse of an upper triangular matrix: by halves, so that the time goes to products of matrices."""
     size = len(matrix)
     if size <= LEAF:
-        return np.triu(np.linalg.inv(matrix))
+        return np.triu(np.linalg.inv(matrix)).astype(np.float64, copy=False)
     half = size // 2
     first, last = inverse_of_upper(matrix[:half, :half]), inverse_of_upper(matrix[half:, half:])
     whole = np.zeros_like(matrix)
