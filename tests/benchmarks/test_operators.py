@@ -12,7 +12,7 @@ from tests import tiny_folder
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("operators")
-    return edgellm.convert(tiny_folder.write(folder / "source", context=600), folder / "bundle").path
+    return edgellm.convert(tiny_folder.write(folder / "source", context=600), folder / "bundle", method="imatrix").path
 
 
 def test_every_product_has_its_share(bundle: Path) -> None:
