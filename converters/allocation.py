@@ -54,37 +54,85 @@ class Unit:
     options: tuple[Option, ...]
 
 
-def allocate(
-    spec: ModelSpec,
-    tensors: Tensors,
-    recipe: Recipe,
-    calibration: Calibration,
-    text: Ids,
-    grid: Grid,
-    blocks: Sequence[int],
-    quantize: Quantize,
-    budget: float,
-) -> dict[str, Want]:
-    """What each linear gets.
+@dataclass(frozen=True)
+class Search:
+    """Where bits are to be found, and for whom.
 
-    Args:
+    Attributes:
         recipe: gives every linear one scheme of few bits.
         calibration: importance of inputs.
         text: token ids, int64 [T], that the model is measured on.
         grid, blocks: of the target.
         quantize: a method for slices of rows.
-        budget: bits per linear weight, scales and zero points included.
-
-    Raises:
-        UsageError: the budget is too small for any choice.
     """
-    units = _units(spec, tensors, recipe, calibration, text, grid, blocks, quantize)
-    total = sum(int(np.prod(tensors(name).shape, dtype=np.int64)) for unit in units for name in unit.names)
-    chosen = spend(units, budget * total)
-    if chosen is None:
-        least = sum(unit.options[0].bits for unit in units) / total
-        raise UsageError(f"{budget:g} bits are too few", where="--bpw", fix=f"allow at least {least + 0.005:.2f}")
-    return {name: option.want for unit, option in zip(units, chosen, strict=True) for name in unit.names}
+
+    spec: ModelSpec
+    tensors: Tensors
+    recipe: Recipe
+    calibration: Calibration
+    text: Ids
+    grid: Grid
+    blocks: Sequence[int]
+    quantize: Quantize
+
+    def wants(self, budget: float) -> dict[str, Want]:
+        """What each linear gets, by the name of its weight.
+
+        Args:
+            budget: bits per linear weight, scales and zero points included.
+
+        Raises:
+            UsageError: the budget is too small for any choice.
+        """
+        units = self._units()
+        total = sum(int(np.prod(self.tensors(name).shape, dtype=np.int64)) for unit in units for name in unit.names)
+        chosen = spend(units, budget * total)
+        if chosen is None:
+            least = sum(unit.options[0].bits for unit in units) / total
+            raise UsageError(f"{budget:g} bits are too few", where="--bpw", fix=f"allow at least {least + 0.005:.2f}")
+        return {name: option.want for unit, option in zip(units, chosen, strict=True) for name in unit.names}
+
+    def _units(self) -> list[Unit]:
+        lanes = [Lane(self._rounding(kind), [self.text], self.quantize, watched=True) for kind in ((), *KINDS)]
+        source, *rounded = replay(self.spec, lanes)
+        energy = float(np.square(source.hidden, dtype=np.float64).sum()) or 1.0
+        units = []
+        for kind, lane in zip(KINDS, rounded, strict=True):
+            loss = float(np.square(lane.hidden - source.hidden, dtype=np.float64).sum()) / energy
+            whole = sum(lane.errors.values()) or 1.0
+            for layer in range(len(self.spec.layers)):
+                names = tuple(f"layers.{layer}.{name}.weight" for name in kind)
+                schemes = [scheme for name in names if (scheme := self.recipe.scheme(name)) is not None]
+                if len(schemes) < len(names) or any(scheme.bits == 8 for scheme in schemes):
+                    continue
+                own = loss * sum(lane.errors.get(name, 0.0) for name in names) / whole
+                units.append(Unit(names, hull(self._options(names, schemes[0], own))))
+        return units
+
+    def _rounding(self, kind: Sequence[str]) -> Callable[[str], Weight]:
+        """The model with only one kind of linear rounded."""
+
+        def weight(name: str) -> Weight:
+            rounded = name.split(".")[-2] in kind and name.startswith("layers.")
+            scheme = self.recipe.scheme(name) if rounded else None
+            return Weight(name, self.tensors(name), scheme, self.calibration.importance.get(name))
+
+        return weight
+
+    def _options(self, names: Sequence[str], base: Scheme, loss: float) -> list[Option]:
+        """The recipe's own scheme, coarser blocks where the target has them, and 8 bits."""
+        coarser = [size for size in self.blocks if base.block and size == 2 * base.block]
+        widest = max(self.blocks) if min(self.blocks) else 0
+        wants = [Want(4, base.block), *(Want(4, size) for size in coarser), Want(8, widest)]
+        samples = [_Sample.of(self.tensors(name), self.calibration.importance.get(name)) for name in names]
+        before = sum(sample.error(base, self.quantize) for sample in samples)
+        found = []
+        for want in wants:
+            scheme = self.grid(want.bits, base.block if want.block is None else want.block)
+            error = before if scheme == base else sum(sample.error(scheme, self.quantize) for sample in samples)
+            bits = sum(bits_of(scheme, self.tensors(name).shape) for name in names)
+            found.append(Option(want, bits, loss * error / before if before > 0 else 0.0))
+        return found
 
 
 def spend(units: Sequence[Unit], bits: float) -> list[Option] | None:
@@ -133,65 +181,6 @@ def _slope(one: Option, other: Option) -> float:
 
 def _gain(unit: Unit, at: int) -> float:
     return -_slope(unit.options[at], unit.options[at + 1])
-
-
-def _units(
-    spec: ModelSpec,
-    tensors: Tensors,
-    recipe: Recipe,
-    calibration: Calibration,
-    text: Ids,
-    grid: Grid,
-    blocks: Sequence[int],
-    quantize: Quantize,
-) -> list[Unit]:
-    def weights(kind: Sequence[str]) -> Callable[[str], Weight]:
-        def weight(name: str) -> Weight:
-            rounded = name.split(".")[-2] in kind and name.startswith("layers.")
-            return Weight(name, tensors(name), recipe.scheme(name) if rounded else None, calibration.importance.get(name))
-
-        return weight
-
-    lanes = [Lane(weights(kind), [text], quantize, watched=True) for kind in ((), *KINDS)]
-    source, *rounded = replay(spec, lanes)
-    energy = float(np.square(source.hidden, dtype=np.float64).sum()) or 1.0
-    units = []
-    for kind, lane in zip(KINDS, rounded, strict=True):
-        loss = float(np.square(lane.hidden - source.hidden, dtype=np.float64).sum()) / energy
-        shares = lane.errors
-        whole = sum(shares.values()) or 1.0
-        for layer in range(len(spec.layers)):
-            names = tuple(f"layers.{layer}.{name}.weight" for name in kind)
-            schemes = [scheme for name in names if (scheme := recipe.scheme(name)) is not None]
-            if len(schemes) < len(names) or any(scheme.bits == 8 for scheme in schemes):
-                continue
-            own = loss * sum(shares.get(name, 0.0) for name in names) / whole
-            units.append(Unit(names, hull(_options(names, tensors, schemes[0], calibration, grid, blocks, quantize, own))))
-    return units
-
-
-def _options(
-    names: Sequence[str],
-    tensors: Tensors,
-    base: Scheme,
-    calibration: Calibration,
-    grid: Grid,
-    blocks: Sequence[int],
-    quantize: Quantize,
-    loss: float,
-) -> list[Option]:
-    """The recipe's own scheme, coarser blocks where the target has them, and 8 bits."""
-    coarser = [size for size in blocks if base.block and size == 2 * base.block]
-    wants = [Want(4, base.block), *(Want(4, size) for size in coarser), Want(8, max(blocks) if min(blocks) else 0)]
-    samples = [_Sample.of(tensors(name), calibration.importance.get(name)) for name in names]
-    before = sum(sample.error(base, quantize) for sample in samples)
-    found = []
-    for want in wants:
-        scheme = grid(want.bits, base.block if want.block is None else want.block)
-        error = before if scheme == base else sum(sample.error(scheme, quantize) for sample in samples)
-        bits = sum(bits_of(scheme, tensors(name).shape) for name in names)
-        found.append(Option(want, bits, loss * error / before if before > 0 else 0.0))
-    return found
 
 
 @dataclass(frozen=True)

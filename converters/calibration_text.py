@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from edgellm import own_text
 from edgellm.converters import quantizers
 from edgellm.errors import SourceError, UsageError
 from edgellm.spec import ModelSpec
@@ -16,24 +17,13 @@ from edgellm.spec import ModelSpec
 TEXT = Path(__file__).with_name("calibration.txt")
 NO_TEXT = "none"
 WINDOW = 512  # tokens
-MAX_BYTES = 64 << 20
 
 
 def chosen(choice: str | os.PathLike[str] | None) -> str | None:
     """The content of a user's own text; None where nobody gave one. UsageError if it cannot be used."""
     if choice is None or choice == NO_TEXT:
         return None
-    path = Path(choice)
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"more than {MAX_BYTES >> 20} MiB", where=path, fix="give --calibration its first pages")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot be read: {reason or error}", where=path, fix="give another --calibration") from error
-    if not text.strip():
-        raise UsageError("there is no text in it", where=path, fix="give another --calibration, or none")
-    return text
+    return own_text.read(Path(choice), "--calibration")
 
 
 def without(method: str | None, kv: str | None) -> tuple[str, str]:

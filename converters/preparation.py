@@ -109,7 +109,7 @@ def prepare(
             method, mixes = "imatrix", False
         if method != choices.rounding:
             chosen = {name: each if each.method == IMPORTED else replace(each, method=method) for name, each in chosen.items()}
-    if _rotates(method, chosen, spec):
+    if rotates(method, chosen, spec):
         spec, tensors = rotation.apply(spec, tensors)
     if not any(map(_asks, chosen.values())):
         return Prepared(spec, tensors, chosen, NOTHING, method)
@@ -140,7 +140,7 @@ def _recipes(choices: Choices, targets: Mapping[str, Target], spec: ModelSpec, t
     return chosen
 
 
-def _rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
+def rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
     """Whether another basis helps: with 8 bits, and with few that make up for their errors."""
     if any(map(_imports, chosen.values())) or any(map(_has_floats, chosen.values())):
         return False
@@ -181,9 +181,8 @@ def _mixed(
         shapes = {name: tensors(name).shape for name in names}
         bits = sum(allocation.bits_of(scheme, shapes[name]) for name in names if (scheme := recipe.scheme(name)) is not None)
         budget = bits / sum(rows * width for rows, width in shapes.values()) + MARGIN
-    wants = allocation.allocate(
-        spec, tensors, recipe, known, windows[0], target.grid, target.BLOCKS, quantizers.find(method), budget
-    )
+    search = allocation.Search(spec, tensors, recipe, known, windows[0], target.grid, target.BLOCKS, quantizers.find(method))
+    wants = search.wants(budget)
     return recipes.refined(recipe, recipes.matrices(spec), wants, target.grid, choices.size(target))
 
 

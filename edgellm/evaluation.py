@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgellm import own_text
 from edgellm.bundle import Bundle
 from edgellm.card import Gap, Text
 from edgellm.errors import SourceError, UsageError
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from edgellm.converters.replay import Replayed, Tensors
 
 SOURCE = "source"
-MAX_BYTES = 64 << 20  # of a user's text
 SHOWN = 6  # tokens that differ
 BEFORE = 12  # tokens of the text before one of them
 OnStep = Callable[[str], None]
@@ -147,15 +147,7 @@ def read(path: Path, bundle: Bundle) -> list[str]:
     Raises:
         UsageError: it cannot be read, is no UTF-8, too long or empty, or a line is no conversation.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise UsageError(f"more than {MAX_BYTES >> 20} MiB", where=path, fix="give --text its first pages")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise UsageError(f"cannot be read: {reason or error}", where=path, fix="give another --text") from error
-    if not text.strip():
-        raise UsageError("there is no text in it", where=path, fix="give another --text")
+    text = own_text.read(path, "--text")
     return [_conversations(path, text, bundle)] if path.suffix == ".jsonl" else [text]
 
 

@@ -30,6 +30,7 @@ CORE = (
     "edgellm.card",
     "edgellm.bundle",
     "edgellm.partial",
+    "edgellm.own_text",
     "edgellm._version",
     "edgellm._typed",
 )

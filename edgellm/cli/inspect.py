@@ -145,7 +145,9 @@ def _of_source(source: str, revision: str | None) -> Facts:
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.onnx import export as onnx
+    from edgellm.converters.preparation import rotates
     from edgellm.converters.recipes import QUANTS, carried_over, matrices, recipe
+    from edgellm.converters.transforms import rotation
     from edgellm.runtimes.memory import kv_bytes_per_token
 
     with open_checkpoint(source, revision=revision) as checkpoint:
@@ -156,7 +158,10 @@ def _of_source(source: str, revision: str | None) -> Facts:
             )
             for quant in QUANTS
         }
-        plans = {quant: onnx.plan(spec, tensors, own) for quant, own in recipes.items()}
+        plans = {}
+        for quant, own in recipes.items():
+            turned = rotation.apply(spec, tensors) if rotates(own.method, {"onnx": own}, spec) else (spec, tensors)
+            plans[quant] = onnx.plan(*turned, own)
         details = {"tensors": str(len(checkpoint.names()))} | {quant: _grids(own, spec) for quant, own in recipes.items()}
         if checkpoint.provenance.revision:
             details["revision"] = checkpoint.provenance.revision

@@ -39,7 +39,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "tiny-int4"
-    result = edgellm("convert", source, "-o", folder, "--method", "imatrix")
+    result = edgellm("convert", source, "-o", folder, "--method", "gptq")
     assert result.exit_code == 0, result.output
     return folder
 
@@ -48,7 +48,7 @@ def bundle(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def both(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with two graphs."""
     folder = tmp_path_factory.mktemp("bundle") / "tiny-both"
-    result = edgellm("convert", source, "-o", folder, "--target", "both", "--method", "imatrix")
+    result = edgellm("convert", source, "-o", folder, "--target", "both", "--method", "gptq")
     assert result.exit_code == 0, result.output
     return folder
 

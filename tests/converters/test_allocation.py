@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.converters import targets
-from edgellm.converters.allocation import Option, Unit, allocate, bits_of, hull, spend
+from edgellm.converters.allocation import Option, Search, Unit, bits_of, hull, spend
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration import calibrate
 from edgellm.converters.quantizers import imatrix
@@ -98,7 +98,7 @@ def test_bits_go_where_they_do_most(target: str) -> None:
     total = sum(int(np.prod(tensors(name).shape)) for name in names)
 
     def spent(budget: float) -> tuple[float, dict[str, Want]]:
-        wants = allocate(spec, tensors, base, known, IDS, module.grid, module.BLOCKS, imatrix.quantize, budget)
+        wants = Search(spec, tensors, base, known, IDS, module.grid, module.BLOCKS, imatrix.quantize).wants(budget)
         mixed = refined(base, matrices(spec), wants, module.grid, 32)
         schemes = {name: scheme for name in names if (scheme := mixed.scheme(name)) is not None}
         return sum(bits_of(scheme, tensors(name).shape) for name, scheme in schemes.items()) / total, wants

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, processors
 
+from edgellm import own_text
 from edgellm.converters import calibration_text
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration_text import chosen, windows, without
@@ -70,7 +71,7 @@ def test_a_text_that_cannot_be_used(tmp_path: Path, content: bytes | None, messa
 
 
 def test_a_text_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calibration_text, "MAX_BYTES", 3)
+    monkeypatch.setattr(own_text, "MAX_BYTES", 3)
     (tmp_path / "own.txt").write_text("four")
     with pytest.raises(UsageError, match="first pages"):
         chosen(tmp_path / "own.txt")
