@@ -23,7 +23,7 @@ def choices(**said: Any) -> Choices:
     [
         ({}, "int4", "gptq", True),
         ({"quant": "int8"}, "int8", "rtn", False),
-        ({"quant": "fp32"}, "fp32", "rtn", False),
+        ({"quant": "fp32"}, "fp32", "imatrix", False),
         ({"method": "gptq"}, "int4", "gptq", False),
         ({"method": "awq", "bits_per_weight": 5.0}, "int4", "awq", True),
         ({"block_size": 64}, "int4", "gptq", False),

@@ -13,12 +13,12 @@ import transformers
 
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
+from edgellm.converters import preparation
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration import calibrate
 from edgellm.converters.calibration_text import windows
 from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
-from edgellm.converters.preparation import DIAGONAL_TOKENS
 from edgellm.converters.weights import Weight
 from edgellm.errors import UsageError
 from edgellm.runtimes import memory, open_runtime, tflite
@@ -50,7 +50,7 @@ def reference(bundle: Path, tiny_source: Path) -> Any:
         def weights(name: str) -> Weight:
             return Weight(name, tensors(name))
 
-        found = calibrate(spec, weights, windows(checkpoint.text().tokenizer, spec, DIAGONAL_TOKENS), 1 << 22)
+        found = calibrate(spec, weights, windows(checkpoint.text().tokenizer, spec, preparation.DIAGONAL_TOKENS), 1 << 22)
         assert found.digest == Bundle.open(bundle).recipe.calibration
         grids = [each.grid(centered="tflite" in Bundle.open(bundle).graphs) for each in found.cache]
         logits = ReferenceModel(spec, weights, NumpyOps(grids=grids)).logits(IDS)
