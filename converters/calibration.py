@@ -78,6 +78,7 @@ def calibrate(
     *,
     hold: bool = False,
     hessians: bool = False,
+    peaks: bool = False,
     on_layer: OnLayer | None = None,
     journal: Journal | None = None,
 ) -> Calibration:
@@ -88,14 +89,14 @@ def calibrate(
         windows: token ids, int64 [T] each, every one a context of its own.
         slice_bytes: float32 bytes of a weight that are held at once.
         hold: keep a layer's weights while it runs over the windows, instead of reading them again for each.
-        hessians: whether statistics have Hessians.
+        hessians, peaks: whether statistics have them.
         on_layer: called with the statistics of a layer's linears, by the names of their weights, as soon as they are known.
         journal: keeps stages.
 
     Raises:
         SourceError: an activation is not finite.
     """
-    ops = CalibrationOps(slice_bytes, spec.max_context, hold=hold, hessians=hessians)
+    ops = CalibrationOps(slice_bytes, spec.max_context, hold=hold, hessians=hessians, peaks=peaks)
     with np.errstate(all="ignore"):  # what is not finite is said below, or by whoever reads the weights next
         stage = (None if journal is None else journal.last()) or Stage(_embedded(spec, weights, ops, windows))
         for layer in range(len(stage.cache), len(spec.layers)):
@@ -136,10 +137,12 @@ class CalibrationOps(NumpyOps):
         ranges: of the cache, by layer.
     """
 
-    def __init__(self, slice_bytes: int, context: int, *, hold: bool = False, hessians: bool = False) -> None:
+    def __init__(
+        self, slice_bytes: int, context: int, *, hold: bool = False, hessians: bool = False, peaks: bool = False
+    ) -> None:
         super().__init__()
-        self._slice_bytes, self._context = slice_bytes, context
-        self._hold, self._hessians = hold, hessians
+        self._slice_bytes, self._context, self._hold = slice_bytes, context, hold
+        self._hessians, self._peaks = hessians, peaks
         self._held: dict[str, Array] = {}
         self._sums: dict[tuple[str, ...], _Sums] = {}
         self.ranges: dict[int, CacheRange] = {}
@@ -165,7 +168,7 @@ class CalibrationOps(NumpyOps):
 
     def linears(self, x: Tensor, linears: Sequence[Linear]) -> list[Tensor]:
         names = tuple(linear.weight.name for linear in linears)
-        self._sums.setdefault(names, _Sums()).add(x.reshape(-1, x.shape[-1]), self._hessians)
+        self._sums.setdefault(names, _Sums()).add(x.reshape(-1, x.shape[-1]), self._hessians, self._peaks)
         return [self._product(x, linear) for linear in linears]
 
     def _product(self, x: Tensor, linear: Linear) -> Tensor:
@@ -197,14 +200,18 @@ class _Sums:
         self._tokens = 0
         self._squares: Array | None = None
         self._products: Array | None = None
+        self._peaks: Array | None = None
 
-    def add(self, x: Array, hessian: bool) -> None:
+    def add(self, x: Array, hessian: bool, peaks: bool) -> None:
         """Add rows x [tokens, in]."""
         squares: Array = np.einsum("ti,ti->i", x, x)
         self._squares = squares if self._squares is None else self._squares + squares
         if hessian:
             products = x.T @ x
             self._products = products if self._products is None else np.add(self._products, products, out=self._products)
+        if peaks:
+            largest = np.maximum(x.max(axis=0), -x.min(axis=0))
+            self._peaks = largest if self._peaks is None else np.maximum(self._peaks, largest)
         self._tokens += len(x)
 
     def means(self) -> Statistics:
@@ -212,4 +219,4 @@ class _Sums:
         if self._squares is None:
             raise ValueError("no rows")
         count = np.float32(self._tokens)
-        return Statistics(self._squares / count, None if self._products is None else self._products / count)
+        return Statistics(self._squares / count, None if self._products is None else self._products / count, self._peaks)

@@ -28,6 +28,7 @@ class Choices:
         bits_per_weight: of the linears, for a search of mixed precision; None for a little more than the recipe's.
         file: the recipe file.
         text: to calibrate on; None takes the one that comes with edgellm.
+        looks: a text may be read to change the model before it is rounded: it takes seconds, and a text.
     """
 
     quant: str
@@ -38,6 +39,7 @@ class Choices:
     file: RecipeFile
     text: str | None
     rounds_anew: bool = False
+    looks: bool = True
 
     @classmethod
     def read(
@@ -62,14 +64,14 @@ class Choices:
             )
         if method is not None:
             quantizers.find(method)
-        rounds_anew = method is not None
+        rounds_anew, looks = method is not None, preset != "fast" and calibration != calibration_text.NO_TEXT
         if preset == "fast":
             method = method or ("rtn" if quant != "fp32" else None)
         if calibration == calibration_text.NO_TEXT:
             method, kv = calibration_text.without(method, kv)
         if bits_per_weight is not None:
             _check_budget(quant, method, file)
-        return cls(quant, method, block_size, kv, bits_per_weight, file, text, rounds_anew)
+        return cls(quant, method, block_size, kv, bits_per_weight, file, text, rounds_anew, looks)
 
     @property
     def rounding(self) -> str:

@@ -16,15 +16,15 @@ import numpy as np
 
 from edgellm._version import __version__
 from edgellm.converters import allocation, calibration_text, quantizers, recipes
-from edgellm.converters.calibration import NOTHING, Calibration, calibrate, digest
+from edgellm.converters.calibration import NOTHING, Calibration, OnLayer, calibrate, digest
 from edgellm.converters.choices import MARGIN, Choices
 from edgellm.converters.quantizers import imatrix
 from edgellm.converters.settling import Settler, needed_bytes
 from edgellm.converters.shelf import Shelf
 from edgellm.converters.statistics import Statistics
 from edgellm.converters.targets import Target
-from edgellm.converters.transforms import rotation
-from edgellm.converters.weights import LazyTensor, Unsettled, Weight, on_grids
+from edgellm.converters.transforms import rotation, scaling
+from edgellm.converters.weights import Array, LazyTensor, Unsettled, Weight, on_grids
 from edgellm.errors import ResourceError
 from edgellm.scheme import IMPORTED, Recipe
 from edgellm.spec import ModelSpec
@@ -109,15 +109,18 @@ def prepare(
             method, mixes = "imatrix", False
         if method != choices.rounding:
             chosen = {name: each if each.method == IMPORTED else replace(each, method=method) for name, each in chosen.items()}
-    if rotates(method, chosen, spec):
+    turned = rotates(method, chosen, spec)
+    if turned:
         spec, tensors = rotation.apply(spec, tensors)
+    if choices.looks and any(map(_smooths, chosen.values())):
+        tensors = _smoothed(choices, spec, tensors, tokenizer, limits, on_phase, turned)
     if not any(map(_asks, chosen.values())):
         return Prepared(spec, tensors, chosen, NOTHING, method)
 
     transform = quantizers.find_transform(method)
     if transform is not None or mixes:
         windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
-        known = _calibrated(spec, tensors, windows, limits, lambda layer: on_phase("looking", layer / len(spec.layers)))
+        known = _calibrated(spec, tensors, windows, limits, lambda layer, _: on_phase("looking", layer / len(spec.layers)))
         if transform is not None:
             tensors = transform(spec, tensors, known.importance, next(iter(chosen.values())))
         if mixes:
@@ -147,6 +150,39 @@ def rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
     if any(map(_has_few_bits, chosen.values())):
         return quantizers.find_settle(method) is not None
     return rotation.fits(spec) is None
+
+
+def _smooths(recipe: Recipe) -> bool:
+    """Whether products have a scale a row on both sides: 8-bit weights that share one, beside activations that do.
+
+    Loud channels take the grid of activations then, and weights have room for some of it.
+    """
+    schemes = [recipe.scheme(f"layers.0.{name}.weight") for name in recipes.LINEARS]
+    return all(scheme is not None and scheme.bits == 8 and not scheme.block for scheme in schemes) and not _imports(recipe)
+
+
+def _smoothed(
+    choices: Choices,
+    spec: ModelSpec,
+    tensors: Tensors,
+    tokenizer: bytes,
+    limits: Limits,
+    on_phase: OnPhase,
+    turned: bool,
+) -> Tensors:
+    """The same function with inputs that round better; what a rotated residual gives has no loud channels left."""
+    peaks: dict[str, Array] = {}
+
+    def observe(layer: int, statistics: Mapping[str, Statistics]) -> None:
+        peaks.update({name: each.peaks for name, each in statistics.items() if each.peaks is not None})
+        on_phase("looking", layer / len(spec.layers))
+
+    windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
+    _calibrated(spec, tensors, windows, limits, observe, peaks=True)
+    if turned:
+        peaks = {name: values for name, values in peaks.items() if recipes.role(name) in ("o", "down")}
+    alpha = scaling.ROTATED_ALPHA if turned else scaling.ALPHA
+    return scaling.apply(spec, tensors, scaling.smooth(spec, tensors, peaks, alpha))
 
 
 def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:
@@ -203,7 +239,7 @@ def _calibrate(
     own = digest(windows)
     chosen = {name: replace(recipe, calibration=own) if _asks(recipe) else recipe for name, recipe in chosen.items()}
 
-    def report(layer: int) -> None:
+    def report(layer: int, statistics: Mapping[str, Statistics]) -> None:
         on_phase("calibrating", (layer + 1) / len(spec.layers))
 
     if settle is None:
@@ -217,7 +253,12 @@ def _calibrate(
         )
     shelf = Shelf(_key(spec, tensors, chosen, own))
     settler = Settler([on_grids(tensors, recipe) for recipe in chosen.values()], settle, shelf, limits.workers)
-    found = _calibrated(spec, tensors, windows, limits, report, settler, shelf)
+
+    def settled(layer: int, statistics: Mapping[str, Statistics]) -> None:
+        settler(layer, statistics)
+        report(layer, statistics)
+
+    found = _calibrated(spec, tensors, windows, limits, settled, hessians=True, journal=shelf)
     return Prepared(spec, cache(lambda name: shelf.tensor(name, tensors(name))), chosen, found, method, shelf)
 
 
@@ -226,24 +267,23 @@ def _calibrated(
     tensors: Tensors,
     windows: tuple[allocation.Ids, ...],
     limits: Limits,
-    report: Callable[[int], None],
-    settler: Settler | None = None,
-    shelf: Shelf | None = None,
+    on_layer: OnLayer,
+    *,
+    hessians: bool = False,
+    peaks: bool = False,
+    journal: Shelf | None = None,
 ) -> Calibration:
-    def observe(layer: int, statistics: Mapping[str, Statistics]) -> None:
-        if settler is not None:
-            settler(layer, statistics)
-        report(layer)
-
+    """Run over the text, with a layer's weights held where memory allows."""
     return calibrate(
         spec,
         lambda name: Weight(name, tensors(name)),
         windows,
         limits.slice_bytes,
         hold=_layer_bytes(tensors) <= (HELD if limits.max_ram is None else limits.max_ram // 4),
-        hessians=settler is not None,
-        on_layer=observe,
-        journal=shelf,
+        hessians=hessians,
+        peaks=peaks,
+        on_layer=on_layer,
+        journal=journal,
     )
 
 

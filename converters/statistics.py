@@ -25,10 +25,12 @@ class Statistics:
     Attributes:
         importance: float32 [in], mean square of every channel.
         hessian: float32 [in, in], mean of x xᵀ; None where no method asked for it.
+        peaks: float32 [in], largest magnitude of every channel; None where nobody asked.
     """
 
     importance: Array
     hessian: Array | None = None
+    peaks: Array | None = None
 
     @cached_property
     def factor(self) -> Array:

@@ -33,6 +33,7 @@ Tensors = Callable[[str], LazyTensor]
 ALPHAS = tuple(step / 10 for step in range(9))  # on SmolLM2 the best are between 0 and 0.6
 SAMPLE = 128  # rows of a linear that AWQ judges factors by; 512 of them chose no better on SmolLM2
 SLICE = 4 << 20  # bytes of a weight that are held to find its largest values
+ALPHA, ROTATED_ALPHA = 0.5, 0.3  # how much of inputs' range goes to the weights; the second suits a rotated model's v and up
 LIMIT = 1e4  # between a fold's factors: what a text never reached is no reason to leave float32's good range
 
 
@@ -151,12 +152,12 @@ def awq(
     return found
 
 
-def smooth(spec: ModelSpec, tensors: Tensors, peaks: Mapping[str, Array], alpha: float = 0.5) -> dict[str, Array]:
+def smooth(spec: ModelSpec, tensors: Tensors, peaks: Mapping[str, Array], alpha: float = ALPHA) -> dict[str, Array]:
     """Factors that share the range of inputs between activations and weights.
 
     Args:
         peaks: largest magnitudes of inputs, by linear weight, float32 [in]; a fold whose first reader has none stays out.
-        alpha: how much of it goes to the weights, from 0 to 1: 0.5 suits a model as it is; on a rotated one, 0.3 for v and up.
+        alpha: how much of it goes to the weights, from 0 to 1.
     """
     found = {}
     for fold in folds(spec):

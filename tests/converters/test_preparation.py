@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from edgellm.converters.numpy_ops import ReferenceModel
 from edgellm.converters.preparation import Limits, Prepared, prepare
 from edgellm.converters.recipes import LINEARS
 from edgellm.converters.statistics import Statistics
+from edgellm.converters.transforms.lazy import Scaled
 from edgellm.converters.weights import LazyTensor, Weight, on_grids
 from edgellm.errors import ResourceError
 from edgellm.spec import ModelSpec
@@ -180,3 +181,60 @@ def test_a_full_disk_is_said_with_what_to_do(tiny_source: Path, monkeypatch: pyt
         spec, tensors = describe(checkpoint)
         with pytest.raises(ResourceError, match="EDGELLM_CACHE"):
             ready(spec, tensors, checkpoint.text().tokenizer)
+
+
+LOUD = 60.0  # how much one channel of up stands out
+
+
+def loud(name: str, tensor: LazyTensor) -> LazyTensor:
+    """Channel 3 of what down reads is loud, and its column as much smaller: the function is that of the plain model."""
+    rows = columns = None
+    if name.endswith(".up.weight"):
+        rows = np.where(np.arange(tensor.shape[0]) == 3, LOUD, 1).astype(np.float32)
+    if name.endswith(".down.weight"):
+        columns = np.where(np.arange(tensor.shape[1]) == 3, 1 / LOUD, 1).astype(np.float32)
+    return Scaled(tensor, rows, columns)
+
+
+@pytest.mark.parametrize(
+    ("said", "graph", "smooths"),
+    [
+        ({}, "tflite", True),
+        ({"preset": "fast"}, "tflite", False),
+        ({"calibration": "none", "kv": None}, "tflite", False),
+        ({}, "onnx", False),  # a scale a block there
+        ({"quant": "int4", "method": "rtn"}, "tflite", False),
+        ({"quant": "int4", "method": "rtn", "block_size": 0}, "tflite", False),
+    ],
+)
+def test_loud_inputs_share_their_range_with_weights(tiny_source: Path, said: dict[str, Any], graph: str, smooths: bool) -> None:
+    """Where rows of inputs have one scale, and rows of weights too, and a text may be read to see what is loud."""
+    wanted = choices(**{"method": None, "quant": "int8", **said})
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, plain = describe(checkpoint)
+
+        def tensors(name: str) -> LazyTensor:
+            return loud(name, plain(name))
+
+        tokenizer = checkpoint.text().tokenizer
+        found = prepare(wanted, {graph: targets.find(graph)}, spec, tensors, tokenizer, Limits(1 << 20, workers=1))
+        before, after = (_loudness(*each, tokenizer) for each in ((spec, tensors), (found.spec, found.tensors)))
+        assert before > 20
+        assert (after < before / 2) == smooths
+        ours = ReferenceModel(found.spec, lambda name: Weight(name, found.tensors(name))).logits(IDS)
+        wanted_logits = ReferenceModel(spec, lambda name: Weight(name, plain(name))).logits(IDS)
+        np.testing.assert_allclose(ours, wanted_logits, atol=1e-4 * np.abs(wanted_logits).max())
+
+
+def _loudness(spec: ModelSpec, tensors: Tensors, tokenizer: bytes) -> float:
+    """The largest magnitude of what down reads over the usual one, of the layer where that is least."""
+    seen = []
+
+    def look(layer: int, statistics: Mapping[str, Statistics]) -> None:
+        peaks = statistics[f"layers.{layer}.down.weight"].peaks
+        assert peaks is not None
+        seen.append(float(peaks.max() / np.median(peaks)))
+
+    text = windows(tokenizer, spec, 300)
+    calibrate(spec, lambda name: Weight(name, tensors(name)), text, 1 << 20, peaks=True, on_layer=look)
+    return min(seen)
