@@ -1,9 +1,11 @@
-# Two commands do all the set-up: `make demo` and `make test`. PYTHON chooses the interpreter (3.11 or later).
+# Two commands do all the set-up: `make demo` and `make test`. PYTHON chooses the interpreter (3.11 or later), JOBS how many
+# tests run at once; each wants a core and two gigabytes.
 
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 COMPAT = .venv-compat
+JOBS ?= 2
 
 HUB_ID = HuggingFaceTB/SmolLM2-135M-Instruct
 BUNDLE = demo/smollm2
@@ -23,7 +25,7 @@ demo: $(VENV)/.installed
 
 # The whole suite, slow tests and real models included.
 test: $(VENV)/.tested $(COMPAT)/.installed models
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25
 
 # What takes seconds: for the loop of editing and trying.
 fast: $(VENV)/.tested
