@@ -13,7 +13,16 @@ from edgellm.errors import EdgeError, UsageError
 
 PROGRAM = "edgellm.benchmarks.frontier"
 MODELS = tuple(name + SUFFIX for name in ("smollm2", "qwen2.5"))
-ENGINES = ("edgellm_onnx:*", "edgellm_tflite:*", "llama_cpp:*")
+OURS = ("onnx:default", "onnx:int4-4.7", "onnx:int8", "tflite:default", "tflite:int4-5.2", "tflite:int4-row-4.3", "tflite:int8")
+THEIRS = ("q4_0", "q4_1", "iq4_nl", "q4_k_s", "q4_k_m", "q5_0", "q5_k_m", "q6_k")
+# without flash attention llama.cpp is the faster far into a context, and the slower at its beginning
+NOFLASH = ("q4_0", "q4_k_s", "q4_k_m", "q5_0")
+ENGINES = (
+    *(f"edgellm_{name}" for name in OURS),
+    *(f"llama_cpp:{kind}{matrix}" for kind in THEIRS for matrix in ("", "-imatrix")),
+    "llama_cpp:q8_0",
+    *(f"llama_cpp:{kind}-imatrix-noflash" for kind in NOFLASH),
+)
 UNQUANTIZED = ("F32", "F16", "BF16")
 
 

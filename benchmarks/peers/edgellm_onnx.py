@@ -5,12 +5,15 @@ A recipe to compare is one line of VARIANTS: the grid, and whatever else `conver
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import edgellm
 from edgellm.benchmarks.peers.engine import Logits, Variant
 from edgellm.bundle import Bundle
 from edgellm.runtimes import open_runtime
@@ -53,15 +56,31 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
 
 
 def make_bundle(target: str, kind: Ours, source: Path, output: Path) -> Path:
-    """A variant's bundle. Made anew every time: what converts is what is being worked on, and takes seconds."""
+    """A variant's bundle, of this very code: what converts is what is being worked on, and takes minutes."""
     from edgellm.conversion import convert  # here, so that a child that measures stays on the device side
 
-    shutil.rmtree(output, ignore_errors=True)
     options = {"block_size": kind.block, **kind.options}
-    # how close it is is measured with all peers
-    bundle = convert(source, output, target=target, quant=f"int{kind.bits}", evaluate=False, **options)
+    made = output.with_name(f"{output.name}.{_code()}")
+    if not made.is_dir():
+        for old in output.parent.glob(f"{output.name}.*"):
+            shutil.rmtree(old)
+        # how close it is is measured with all peers
+        convert(source, made, target=target, quant=f"int{kind.bits}", evaluate=False, **options)
+    bundle = Bundle.open(made)
     bundle.ensure_verified()  # once, not in the load that is measured
     return bundle.path
+
+
+@cache
+def _code() -> str:
+    """Says what converts: every module that may have a say in it."""
+    import edgellm.converters as converters  # as above
+
+    own, theirs = Path(edgellm.__file__).parent, Path(converters.__file__).parent
+    found = hashlib.sha256()
+    for file in sorted({*own.glob("*.py"), *theirs.glob("**/*.py"), *theirs.glob("*.txt")}):
+        found.update(file.read_bytes())
+    return found.hexdigest()[:12]
 
 
 def open_engine(path: Path, *, variant: str, threads: int, context: int) -> EdgellmEngine:
