@@ -14,7 +14,8 @@ from tokenizers import Tokenizer, models
 from edgellm.bundle import cache_dir
 from edgellm.converters import preparation, quantizers, shelf, targets
 from edgellm.converters.architectures import describe
-from edgellm.converters.calibration import calibrate
+from edgellm.converters.cache_ranges import CacheRange
+from edgellm.converters.calibration import Stage, calibrate
 from edgellm.converters.calibration_text import windows
 from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.choices import Choices
@@ -51,9 +52,10 @@ def ready(
     tokenizer: bytes,
     on_layer: Callable[[int], None] = lambda layer: None,
     graphs: tuple[str, ...] = ("onnx", "tflite"),
+    **said: Any,
 ) -> Prepared:
     return prepare(
-        choices(),
+        choices(**said),
         {name: targets.find(name) for name in graphs},
         spec,
         tensors,
@@ -141,6 +143,54 @@ def test_a_run_that_was_stopped_goes_on_where_it_was(tiny_source: Path, monkeypa
             np.testing.assert_array_equal(one.reach, other.reach)
         assert resumed.calibration.importance.keys() == whole.calibration.importance.keys()
         whole.clear()
+
+
+@pytest.mark.parametrize("other", ["text", "block", "weights"])
+def test_what_a_stopped_run_left_is_for_the_same_conversion_only(
+    tiny_source: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, other: str
+) -> None:
+    monkeypatch.setattr(shelf, "INTERVAL", 0)
+    (tmp_path / "own.txt").write_text("another text, of other words " * 400, encoding="utf-8")
+
+    class Stop(BaseException):
+        """What Ctrl-C would be."""
+
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        tokenizer, last = checkpoint.text().tokenizer, len(spec.layers) - 1
+
+        def stop(layer: int) -> None:
+            if layer == last:
+                raise Stop
+
+        def doubled(name: str) -> LazyTensor:
+            return (
+                Scaled(tensors(name), columns=np.full(tensors(name).shape[1], 2, np.float32))
+                if ".up." in name
+                else tensors(name)
+            )
+
+        with pytest.raises(Stop):
+            ready(spec, tensors, tokenizer, stop)
+        said = {"text": {"calibration": tmp_path / "own.txt"}, "block": {"block_size": 64}, "weights": {}}[other]
+        seen: list[int] = []
+        ready(spec, doubled if other == "weights" else tensors, tokenizer, seen.append, **said).clear()
+        assert seen == list(range(last + 1))
+
+
+def test_a_stage_is_read_as_it_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers and windows in their order, whatever their number."""
+    monkeypatch.setattr(shelf, "INTERVAL", 0)
+    rng = np.random.default_rng(0)
+    hidden = tuple(rng.standard_normal((1, 5, 4), np.float32) for _ in range(12))
+    cache = tuple(CacheRange(*rng.standard_normal((3, 2, 4)).astype(np.float32)) for _ in range(11))
+    own = shelf.Shelf("stages")
+    own.keep(Stage(hidden, cache, {"layers.0.q.weight": hidden[0][0, 0]}))
+    found = own.last()
+    assert found is not None
+    assert [each.tolist() for each in found.hidden] == [each.tolist() for each in hidden]
+    assert [each.reach.tolist() for each in found.cache] == [each.reach.tolist() for each in cache]
+    assert found.importance["layers.0.q.weight"].tolist() == hidden[0][0, 0].tolist()
 
 
 def test_a_damaged_stage_is_made_again(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
