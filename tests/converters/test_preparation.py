@@ -233,6 +233,30 @@ def test_a_full_disk_is_said_with_what_to_do(tiny_source: Path, monkeypatch: pyt
             ready(spec, tensors, checkpoint.text().tokenizer)
 
 
+@pytest.mark.parametrize(
+    ("said", "turned"),
+    [
+        ({"quant": "int4"}, True),
+        ({"quant": "int4", "method": "gptq"}, True),
+        ({"quant": "int8"}, True),
+        ({"quant": "int8", "preset": "fast"}, True),
+        ({"quant": "int4", "method": "rtn"}, False),  # worse for it
+        ({"quant": "int4", "method": "imatrix"}, False),
+        ({"quant": "fp32"}, False),
+    ],
+)
+def test_what_gains_by_it_is_rotated(tiny_source: Path, said: dict[str, Any], turned: bool) -> None:
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        tokenizer = checkpoint.text().tokenizer
+        wanted = choices(**{"method": None, **said})
+        found = prepare(wanted, {"onnx": targets.find("onnx")}, spec, tensors, tokenizer, Limits(1 << 20, workers=1))
+        found.clear()
+        names = ("layers.0.q.weight", "layers.1.down.weight", "embed.weight")
+        same = [np.allclose(found.tensors(name).array(), tensors(name).array()) for name in names]
+    assert same == [not turned] * 3
+
+
 LOUD = 60.0  # how much one channel of up stands out
 
 
