@@ -153,12 +153,9 @@ def rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
 
 
 def _smooths(recipe: Recipe) -> bool:
-    """Whether products have a scale a row on both sides: 8-bit weights that share one, beside activations that do.
-
-    Loud channels take the grid of activations then, and weights have room for some of it.
-    """
+    """Whether loud inputs are to share their range with weights: beside 8-bit weights, which have some to spare."""
     schemes = [recipe.scheme(f"layers.0.{name}.weight") for name in recipes.LINEARS]
-    return all(scheme is not None and scheme.bits == 8 and not scheme.block for scheme in schemes) and not _imports(recipe)
+    return all(scheme is not None and scheme.bits == 8 for scheme in schemes) and not _imports(recipe)
 
 
 def _smoothed(

@@ -136,8 +136,9 @@ class _GGUFTensor(LazyTensor):
         # A row of a matrix is whole blocks; an element of a vector may lie inside one.
         first, last = start * width // form.block, -(-stop * width // form.block)
         values = np.empty((last - first) * form.block, np.float32)
-        begin = self._info.start + first * form.size
-        dequantize(form, self._file.bytes()[begin : begin + (last - first) * form.size], values)
+        begin, end = self._info.start + first * form.size, self._info.start + last * form.size
+        dequantize(form, self._file.bytes()[begin:end], values)
+        self._file.forget(begin, end)
         skip = start * width - first * form.block
         return values[skip : skip + (stop - start) * width].reshape(stop - start, *self.shape[1:])
 

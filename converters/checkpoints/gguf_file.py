@@ -19,6 +19,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from edgellm.converters.checkpoints import mapping
 from edgellm.converters.checkpoints.ggml import FORMATS, Bytes, Format
 from edgellm.errors import SourceError
 
@@ -62,6 +63,11 @@ class GGUFFile:
             raise SourceError("the file is closed", where=self.path, fix="open the checkpoint again")
         return self._bytes
 
+    def forget(self, start: int, stop: int) -> None:
+        """These bytes were read."""
+        if self._map is not None:
+            mapping.forget(self._map, start, stop)
+
     def mark(self, key: str, default: int) -> int:
         """An integer of the metadata."""
         value = self.metadata.get(key, default)
@@ -70,11 +76,11 @@ class GGUFFile:
         return value
 
     def close(self) -> None:
-        mapping, self._map, self._bytes = self._map, None, None
-        if mapping is not None:
+        mapped, self._map, self._bytes = self._map, None, None
+        if mapped is not None:
             # A thread that is still reading holds a view: the mapping then goes with that view.
             with contextlib.suppress(BufferError):
-                mapping.close()
+                mapped.close()
 
     def __enter__(self) -> GGUFFile:
         return self

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from edgellm.bundle import Provenance
 from edgellm.converters.checkpoints import packed
 from edgellm.converters.checkpoints.base import Naming, Text
+from edgellm.converters.checkpoints.mapping import forget
 from edgellm.converters.weights import Array, LazyTensor
 from edgellm.errors import SourceError
 
@@ -276,7 +277,9 @@ class _Tensor(LazyTensor):
             return np.empty((max(0, stop - start), *self.shape[1:]), np.float32)
         offset = self._info.begin + start * self._row * self._dtype.itemsize
         stored = np.frombuffer(self._map, self._dtype, count, offset)
-        return _float32(stored, self._info.dtype).reshape(-1, *self.shape[1:])
+        values = _float32(stored, self._info.dtype).reshape(-1, *self.shape[1:])
+        forget(self._map, offset, offset + stored.nbytes)
+        return values
 
 
 def _float32(stored: NDArray[Any], dtype: str) -> Array:

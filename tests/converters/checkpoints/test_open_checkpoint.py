@@ -101,7 +101,7 @@ loaded = lambda: {{name.rsplit(".", 1)[1] for name in sys.modules if name.starts
 assert loaded() == {{"base"}}, loaded()
 with open_checkpoint({str(folder)!r}) as checkpoint:
     checkpoint.text()
-assert loaded() == {{"base", "safetensors", "folder", "packed"}}, loaded()
+assert loaded() == {{"base", "mapping", "safetensors", "folder", "packed"}}, loaded()
 heavy = {{"torch", "transformers", "huggingface_hub", "safetensors", "peft", "onnx", "onnxruntime"}} & set(sys.modules)
 assert not heavy, heavy
 """
