@@ -126,7 +126,6 @@ def _embedded(spec: ModelSpec, weights: decoder.Weights, ops: CalibrationOps, wi
 
 def _through(spec: ModelSpec, weights: decoder.Weights, ops: CalibrationOps, layer: int, x: Array) -> Array:
     """Hidden states after one layer, over a context that has nothing else in it."""
-    ops.cache.rewind(0)
     return decoder.layer(spec, weights, ops, layer, x, ops.positions(x.shape[1], "all"))
 
 

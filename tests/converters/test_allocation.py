@@ -115,3 +115,27 @@ def test_bits_go_where_they_do_most(target: str) -> None:
     assert most > 8
     with pytest.raises(UsageError, match=r"--bpw: 3 bits are too few; allow at least 4\.\d\d"):
         spent(3)
+
+
+@pytest.mark.parametrize("loud", [0, 1])
+def test_of_a_kind_the_layer_that_rounds_worst_comes_first(loud: int) -> None:
+    """Its weights have long tails, so that a block's scale leaves most of them no codes."""
+    source = tiny("llama", "plain")
+    spec, found = describe(MemoryCheckpoint(source.config, source.state))
+    names = [f"layers.{layer}.down.weight" for layer in range(2)]
+    tails = InMemory(found(names[loud]).array() ** 3 * np.float32(1 / np.var(found(names[loud]).array())))
+
+    def tensors(name: str) -> LazyTensor:
+        return tails if name == names[loud] else found(name)
+
+    module = targets.find("onnx")
+    base = recipe("int4", "imatrix", 32, module.grid)
+    known = calibrate(spec, lambda name: Weight(name, tensors(name)), [IDS], 1 << 20)
+    search = Search(spec, tensors, base, known, IDS, module.grid, module.BLOCKS, imatrix.quantize)
+    bits = []
+    for budget in np.arange(4.6, 8.2, 0.1).tolist():
+        wants = search.wants(budget)
+        bits.append([wants[name].bits for name in names])
+    first = next(each for each in bits if 8 in each)
+    assert first[loud] == 8
+    assert first[1 - loud] == 4

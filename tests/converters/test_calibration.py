@@ -85,7 +85,8 @@ def test_statistics_are_those_of_what_comes_in(tiny_source: Path) -> None:
     """By a plain run over each window that notes every input."""
     with open_checkpoint(tiny_source) as checkpoint:
         spec, tensors = describe(checkpoint)
-        texts = windows(checkpoint.text().tokenizer, spec, 150)
+        (text,) = windows(checkpoint.text().tokenizer, spec, 150)
+        texts = (text[:90], text[90:])
         inputs: dict[str, list[np.ndarray[tuple[int, ...], np.dtype[np.float32]]]] = {}
 
         class Noting(NumpyOps):
@@ -103,7 +104,7 @@ def test_statistics_are_those_of_what_comes_in(tiny_source: Path) -> None:
             seen.append(layer)
             found.update(statistics)
 
-        calibrate(spec, lambda name: Weight(name, tensors(name)), texts, 1 << 20, hessians=True, on_layer=note)
+        calibrate(spec, lambda name: Weight(name, tensors(name)), texts, 1 << 20, hessians=True, peaks=True, on_layer=note)
     assert seen == list(range(len(spec.layers)))
     assert set(found) == set(inputs)
     for name, parts in inputs.items():
@@ -112,6 +113,9 @@ def test_statistics_are_those_of_what_comes_in(tiny_source: Path) -> None:
         assert hessian is not None
         np.testing.assert_allclose(hessian, x.T @ x / len(x), rtol=1e-3, atol=1e-4 * np.mean(x * x))
         np.testing.assert_allclose(found[name].importance, np.mean(x * x, axis=0), rtol=1e-3)
+        peaks = found[name].peaks
+        assert peaks is not None
+        np.testing.assert_allclose(peaks, np.abs(x).max(axis=0), rtol=1e-4)
     assert found["layers.0.q.weight"] is found["layers.0.v.weight"], "one input, one Hessian, one factor"
 
 
