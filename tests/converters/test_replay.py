@@ -106,7 +106,7 @@ def test_activations_are_rounded_as_the_runtime_does(tiny_source: Path, tmp_path
 
     A value that falls to the other side of one rounding moves all that follow, so the texts are short and the model is small.
     """
-    bundle = convert(tiny_source, tmp_path / "out", target=target, quant=quant, method="rtn", kv="fp32")
+    bundle = convert(tiny_source, tmp_path / "out", target=target, quant=quant, method="rtn", kv="fp32", preset="fast")
     with open_checkpoint(str(tiny_source)) as checkpoint:
         spec, tensors = describe(checkpoint, None)
         if quant == "int8":  # what conversion does before it rounds to 8 bits

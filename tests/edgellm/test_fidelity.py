@@ -201,6 +201,7 @@ BROKEN = [
     ("onnx", "int8", "layers_crossed"),
     ("tflite", "int4", "layers_crossed"),
 ]
+REAL_BROKEN = [BROKEN[index] for index in (0, 3, 5, 6, 8, 9)]  # each break, each runtime, each number of bits
 
 
 @pytest.mark.parametrize(("target", "quant", "name"), BROKEN)
@@ -211,7 +212,7 @@ def test_a_broken_export_is_never_kept(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "quant", "name"), BROKEN)
+@pytest.mark.parametrize(("target", "quant", "name"), REAL_BROKEN)
 def test_a_broken_export_of_a_real_model_is_never_kept(
     models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, quant: str, name: str
 ) -> None:
