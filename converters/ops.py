@@ -31,8 +31,8 @@ class Linear:
 
 
 def fusable(linears: Sequence[Linear]) -> list[list[Linear]]:
-    """Neighbours of one scheme, which one product can serve."""
-    return [list(same) for _, same in groupby(linears, key=lambda linear: linear.weight.scheme)]
+    """Neighbours of one scheme and of one kind of inputs, which one product can serve."""
+    return [list(same) for _, same in groupby(linears, key=lambda linear: (linear.weight.scheme, linear.weight.activations))]
 
 
 def fuse(linears: Sequence[Linear]) -> Linear:
@@ -41,7 +41,8 @@ def fuse(linears: Sequence[Linear]) -> Linear:
         return linears[0]
     weights = [linear.weight for linear in linears]
     name = "+".join(weight.name for weight in weights)
-    weight = Weight(name, Stacked([each.tensor for each in weights]), weights[0].scheme, weights[0].importance)
+    first = weights[0]
+    weight = Weight(name, Stacked([each.tensor for each in weights]), first.scheme, first.importance, first.activations)
     if all(linear.bias is None for linear in linears):
         return Linear(weight)
     biases = [

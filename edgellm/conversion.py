@@ -52,6 +52,7 @@ def convert(
     recipe: str | os.PathLike[str] | None = None,
     bits_per_weight: float | None = None,
     kv: str | None = None,
+    activations: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
@@ -78,6 +79,9 @@ def convert(
             than the recipe's where nobody named a method, a block or a recipe.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
             takes int8 on tflite where the weights are quantized, else fp32.
+        activations: "dynamic" (8 bits, rounded as they come), "int16" (with scales from a text; tflite, for hardware that wants
+            it) or "none" (float32; onnx), of what comes into products with quantized weights. None takes dynamic. On onnx,
+            dynamic leaves those products in float32 where 8 bits cost too much, as a text shows.
         calibration: a UTF-8 text of the domain that the model will work in, for methods that weigh errors by one and for scales
             of an 8-bit cache; None takes the one that comes with edgellm, "none" does without: rtn, and a cache in fp32.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
@@ -119,6 +123,7 @@ def convert(
         recipe=recipe,
         calibration=calibration,
         preset=preset,
+        activations=activations,
     )
     wanted_recipes = choices.recipes(back_ends)  # says what cannot be before a source is opened
     workers = min(os.cpu_count() or 1, 4)

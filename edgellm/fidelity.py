@@ -192,7 +192,7 @@ class _Lab:
             if made.kind != "fp32":
                 numerics = targets.fidelity(name).numerics(made.recipe, self._calibration)
                 weights = on_grids(self._quantized[name], made.recipe, self._calibration.importance)
-                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched=True)
+                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched="weights")
                 lanes[f"{name} {FLOAT}"] = Lane(weights, self._starts, made.quantize)
                 if made.kind == "int4" and made.calibrated:
                     weights = on_grids(self._origin.tensors, made.plainly_rounded())

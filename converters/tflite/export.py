@@ -34,6 +34,9 @@ GRAPH_FILE = "model.tflite"
 SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
 BLOCKS = (0, 32, 64, 128)
 BLOCK_SIZE, KV = 32, "int8"
+NO_ACTIVATIONS = {
+    32: ("LiteRT makes float32 of weights whose products take it, 8 times their memory", "use int16, or --target onnx")
+}
 AXES = ("batch", "kv_heads", "capacity", "head_dim")
 KEY_AXES_INT8 = ("batch", "kv_heads", "head_dim", "capacity")
 KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"

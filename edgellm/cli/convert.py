@@ -66,6 +66,12 @@ class Target(click.ParamType[str]):
     help="What keys and values are kept in: int8 is smaller, faster after long prompts [default: int8 on tflite, else fp32]",
 )
 @click.option(
+    "--activations",
+    metavar="[dynamic|int16|none]",
+    help="What comes into products with quantized weights: 8 bits rounded as it comes, 16 with scales from a text (tflite, slower "
+    "on a CPU), or float32 (onnx, slower). [default: dynamic, and float32 where a text shows that 8 bits cost too much]",
+)
+@click.option(
     "--calibration",
     metavar="FILE|none",
     help="A text of the model's domain to weigh rounding errors by. [default: one that comes with edgellm]",
@@ -92,6 +98,7 @@ def command(
     block_size: str | None,
     recipe: Path | None,
     kv: str | None,
+    activations: str | None,
     calibration: str | None,
     adapter: str | None,
     max_ram: int | None,
@@ -127,6 +134,7 @@ def command(
             block_size=None if block_size is None else int(block_size),
             recipe=recipe,
             kv=kv,
+            activations=activations,
             calibration=calibration,
             adapter=adapter,
             max_ram=max_ram,

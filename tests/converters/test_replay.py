@@ -91,7 +91,7 @@ def test_the_error_of_a_linear_is_what_its_output_loses() -> None:
     """The first linear's inputs are known: normed embeddings."""
     spec, tensors = opened("llama")
     grids = on_grids(tensors, Recipe("int4", "rtn", (Rule("layers.0.q.weight", Scheme(4, 32)),)))
-    (found,) = replay(spec, [Lane(grids, TEXTS[:1], watched=True)])
+    (found,) = replay(spec, [Lane(grids, TEXTS[:1], watched="weights")])
     x = tensors("embed.weight").array()[TEXTS[0]].astype(np.float64)
     x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps) * tensors("layers.0.attn_norm.weight").array()
     weight = tensors("layers.0.q.weight").array()
