@@ -101,6 +101,7 @@ def convert(
         FidelityError: the bundle lost too much, or its graph does not compute what was quantized.
         UsageError: an argument that makes no sense.
     """
+    from edgellm import activations as activations_of
     from edgellm import fidelity
     from edgellm.converters import quantizers, targets
     from edgellm.converters.architectures import describe
@@ -140,6 +141,8 @@ def convert(
         rough = stored_bytes(source_spec, tensors, wanted_recipes)
         check_disk(folder, rough, "the bundle", "-o")  # said now, and not after minutes
         ready = prepare(choices, back_ends, source_spec, tensors, text.tokenizer, limits, on_phase)
+        if choices.looks_at_activations:
+            ready = activations_of.settled(ready, back_ends, text.tokenizer, choices.text, limits, on_phase)
         quantize = quantizers.find(ready.method)
         plans = {
             name: back_end.plan(ready.spec, ready.tensors, ready.recipes[name], ready.calibration)

@@ -108,7 +108,7 @@ def test_imports_run_one_way(module: str) -> None:
 STANDS_ABOVE = {
     name
     for name in MODULES
-    if name.startswith(("edgellm.conversion", "edgellm.fidelity", "edgellm.evaluation", "edgellm.litertlm", "edgellm.cli"))
+    if name.startswith(("edgellm.conversion", "edgellm.activations", "edgellm.fidelity", "edgellm.evaluation", "edgellm.litertlm", "edgellm.cli"))
 }
 
 
