@@ -97,14 +97,14 @@ class Lane:
         texts: token ids, each in a context of its own.
         quantize: the method that makes the codes.
         numerics: of the runtime.
-        watched: whether to tell what rounding costs each linear: its weight, its inputs, or nothing.
+        watched: what to tell of each linear: what rounding its weight or its inputs costs, how far values reach, or nothing.
     """
 
     weights: decoder.Weights
     texts: Sequence[Ids]
     quantize: Quantize = rtn.quantize
     numerics: Numerics = field(default_factory=Numerics)
-    watched: Literal["weights", "inputs"] | None = None
+    watched: Literal["weights", "inputs", "reach"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +114,13 @@ class Replayed:
     Attributes:
         hidden: float32 [positions, D], normed, and rounded as the head's inputs are.
         errors: by linear, the energy of its output's error over that of its output: what rounding its weight or its inputs
-            cost. Of watched lanes only.
+            cost. Of lanes watched for that only.
+        reach: by linear, the largest magnitude of what goes into its product and of what comes out. Of lanes watched for that.
     """
 
     hidden: Array
     errors: dict[str, float]
+    reach: dict[str, tuple[float, float]]
     _spec: ModelSpec
     _head: Weight
     _quantize: Quantize
@@ -130,11 +132,15 @@ class Replayed:
 
     def logits(self, positions: slice, start: int, stop: int) -> Array:
         """Logits of the tokens `start` to `stop` at some positions: float32 [positions, stop - start]."""
-        rows = used(self._head, Rows(self._head.tensor, start, stop, self._head.name), self._quantize)
-        product: Array = self.hidden[positions] @ rows.T
-        found: Array = self._numerics.out_of(product, self._head) * np.float32(self._spec.logit_scale)
+        found = self._numerics.out_of(self.product(positions, start, stop), self._head) * np.float32(self._spec.logit_scale)
         cap = self._spec.logit_softcap
         return found if cap is None else np.float32(cap) * np.tanh(found / np.float32(cap))
+
+    def product(self, positions: slice, start: int, stop: int) -> Array:
+        """What comes out of the head, before anything is done to it: float32 [positions, stop - start]."""
+        rows = used(self._head, Rows(self._head.tensor, start, stop, self._head.name), self._quantize)
+        found: Array = self.hidden[positions] @ rows.T
+        return found
 
 
 def replay(
@@ -165,9 +171,14 @@ def replay(
         head = "embed.weight" if spec.tied_head else "head.weight"
         hidden = ops.inputs(x, head)
         return [
-            Replayed(each, errors, spec, lane.weights(head), lane.quantize, lane.numerics)
-            for each, errors, lane in zip(hidden, ops.errors, lanes, strict=True)
+            Replayed(each, errors, reach, spec, lane.weights(head), lane.quantize, lane.numerics)
+            for each, errors, reach, lane in zip(hidden, ops.errors, ops.reach, lanes, strict=True)
         ]
+
+
+def largest(values: Array) -> float:
+    """The largest magnitude."""
+    return float(np.abs(values).max())
 
 
 def used(weight: Weight, rows: Rows, quantize: Quantize) -> Array:
@@ -179,13 +190,14 @@ class ReplayOps:
     """`Ops` on the tensors of several lanes; one weight is held at a time.
 
     Attributes:
-        errors: of the linears so far, by lane.
+        errors, reach: of the linears so far, by lane.
     """
 
     def __init__(
         self, lanes: Sequence[Lane], pool: ThreadPoolExecutor, slice_bytes: int, on_layer: Callable[[int], None]
     ) -> None:
         self.errors: list[dict[str, float]] = [{} for _ in lanes]
+        self.reach: list[dict[str, tuple[float, float]]] = [{} for _ in lanes]
         self._lanes = lanes
         self._ops = [_LaneOps(lane) for lane in lanes]
         self._pool, self._slice_bytes, self._on_layer = pool, slice_bytes, on_layer
@@ -255,6 +267,9 @@ class ReplayOps:
         for index in np.flatnonzero(whole).tolist():
             self.errors[index][name] = float(lost[index] / whole[index])
         y = [np.concatenate(each, axis=-1).reshape(*like.shape[:-1], -1) for each, like in zip(parts, x, strict=True)]
+        for lane, reach, into, out in zip(self._lanes, self.reach, x, y, strict=True):
+            if lane.watched == "reach":
+                reach[name] = largest(into), largest(out)
         if linear.bias is not None:
             for ops, lane, each in self._each(y):
                 each += ops.array(lane.weights(linear.bias.name))

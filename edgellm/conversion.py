@@ -141,8 +141,7 @@ def convert(
         rough = stored_bytes(source_spec, tensors, wanted_recipes)
         check_disk(folder, rough, "the bundle", "-o")  # said now, and not after minutes
         ready = prepare(choices, back_ends, source_spec, tensors, text.tokenizer, limits, on_phase)
-        if choices.looks_at_activations:
-            ready = activations_of.settled(ready, back_ends, text.tokenizer, choices.text, limits, on_phase)
+        ready = activations_of.settled(ready, back_ends, choices, text.tokenizer, limits, on_phase)
         quantize = quantizers.find(ready.method)
         plans = {
             name: back_end.plan(ready.spec, ready.tensors, ready.recipes[name], ready.calibration)

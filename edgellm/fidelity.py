@@ -178,7 +178,7 @@ class _Lab:
         self._starts, self._where = pieces.starts(STARTS[wanted.preset])
         shared = cache(origin.tensors)  # one object a tensor: what lanes have in common is read once
         self._origin = Origin(origin.spec, shared)
-        self._quantized = {name: shared if each.tensors is origin.tensors else each.tensors for name, each in made.items()}
+        self._quantized = {name: shared if each.tensors is origin.tensors else cache(each.tensors) for name, each in made.items()}
 
     def measure(self) -> dict[str, GraphCard]:
         """The figures of every graph, one graph loaded at a time."""
@@ -193,7 +193,8 @@ class _Lab:
                 numerics = targets.fidelity(name).numerics(made.recipe, self._calibration)
                 weights = on_grids(self._quantized[name], made.recipe, self._calibration.importance)
                 lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched="weights")
-                lanes[f"{name} {FLOAT}"] = Lane(weights, self._starts, made.quantize)
+                floats = on_grids(self._quantized[name], replace(made.recipe, activations=32), self._calibration.importance)
+                lanes[f"{name} {FLOAT}"] = Lane(floats, self._starts, made.quantize)
                 if made.kind == "int4" and made.calibrated:
                     weights = on_grids(self._origin.tensors, made.plainly_rounded())
                     plain[f"{name} {ROUNDED}"] = Lane(weights, self._starts, numerics=numerics)

@@ -91,7 +91,7 @@ def plan(
     subgraphs = []
     for name, tokens, has_logits in SIGNATURES:
         graph = Subgraph(name, shared)
-        ops = TfliteOps(graph, tokens, store.tensor, [each.grid(centered=True) for each in ranges])
+        ops = TfliteOps(graph, tokens, store.tensor, [each.grid(centered=True) for each in ranges], fixed=calibration.fixed)
         ids = graph.input("tokens", (tokens,), np.int32)
         logits = decode(spec, weights, ops, ids, ops.positions())
         if has_logits:
@@ -132,6 +132,10 @@ class Store:
             return Tensor(weight.name, shape, schema.TensorType.FLOAT32, self._floats[weight.name])
         if weight.name not in self._jobs:
             _check_grid(weight, weight.scheme)
+            if weight.activations == 16 and weight.scheme.block:
+                raise UsageError(
+                    f"'{weight.name}' is in blocks, and int16 activations need a scale a row", where="--recipe", fix="say block = 0"
+                )
             job = QuantizedJob.add(self._layout, weight, weight.scheme)
             scales = None if job.block_scales is None else Buffer(place=job.block_scales)
             self._jobs[weight.name] = job, Buffer(place=job.codes), scales
