@@ -113,17 +113,17 @@ def products(spec: ModelSpec, recipe: Recipe) -> list[tuple[str, ...]]:
     return [tuple(rule.pattern for rule in same) for same in _products(rules) if same[0].scheme is not None]
 
 
-def with_floats(base: Recipe, names: Sequence[str], floats: Container[str]) -> Recipe:
-    """The recipe with float32 inputs for the products of some weights.
+def with_activations(base: Recipe, names: Sequence[str], some: Container[str], bits: int) -> Recipe:
+    """The recipe with inputs of so many bits for the products of some weights.
 
     Args:
         names: every matrix of the model.
-        floats: those of them that get it.
+        some: those of them that are meant.
     """
     rules = []
     for name in names:
         rule = base.rule(name) or Rule(name, None)
-        rules.append(replace(rule, pattern=name, activations=FLOAT_BITS if name in floats else rule.activations))
+        rules.append(replace(rule, pattern=name, activations=bits if name in some else rule.activations))
     return replace(base, rules=compact(rules))
 
 

@@ -113,8 +113,8 @@ class Replayed:
 
     Attributes:
         hidden: float32 [positions, D], normed, and rounded as the head's inputs are.
-        errors: by linear, the energy of its output's error over that of its output: what rounding its weight or its inputs
-            cost. Of lanes watched for that only.
+        errors: by linear, the energy of its output's error over that of its output: what rounding its weight cost, or, as the
+            mean over positions, its inputs. Of lanes watched for that only.
         reach: by linear, the largest magnitude of what goes into its product and of what comes out. Of lanes watched for that.
     """
 
@@ -248,7 +248,8 @@ class ReplayOps:
     def _product(self, x: Lanes, inputs: Lanes, linear: Linear) -> Lanes:
         name = linear.weight.name
         parts: list[list[Tensor]] = [[] for _ in self._lanes]
-        lost, whole = np.zeros(len(x)), np.zeros(len(x))
+        # of a weight's rounding all positions count together; of inputs', each for itself, or the loudest would hide the rest
+        lost, whole = ([np.zeros(1) for _ in x] for _ in range(2))
         weights = [lane.weights(name) for lane in self._lanes]
         samples = [_sample(each) for each in x]
         rounded = [_sample(each) for each in inputs]
@@ -259,13 +260,14 @@ class ReplayOps:
             for index, (used_rows, before) in enumerate(rows):
                 parts[index].append(self._lanes[index].numerics.out_of(flat[index] @ used_rows.T, weights[index]))
                 if self._lanes[index].watched == "inputs" and weights[index].scheme is not None:
-                    lost[index] += np.square((rounded[index] - samples[index]) @ used_rows.T).sum(dtype=np.float64)
-                    whole[index] += np.square(samples[index] @ used_rows.T).sum(dtype=np.float64)
+                    lost[index] = lost[index] + _energies((rounded[index] - samples[index]) @ used_rows.T)
+                    whole[index] = whole[index] + _energies(samples[index] @ used_rows.T)
                 elif before is not None:
-                    lost[index] += np.square(samples[index] @ (used_rows - before).T).sum(dtype=np.float64)
-                    whole[index] += np.square(samples[index] @ before.T).sum(dtype=np.float64)
-        for index in np.flatnonzero(whole).tolist():
-            self.errors[index][name] = float(lost[index] / whole[index])
+                    lost[index] += _energies(samples[index] @ (used_rows - before).T).sum()
+                    whole[index] += _energies(samples[index] @ before.T).sum()
+        for index in np.flatnonzero([np.any(each) for each in whole]).tolist():
+            ratios = np.divide(lost[index], whole[index], out=np.zeros_like(whole[index]), where=whole[index] > 0)
+            self.errors[index][name] = float(ratios.mean())
         y = [np.concatenate(each, axis=-1).reshape(*like.shape[:-1], -1) for each, like in zip(parts, x, strict=True)]
         for lane, reach, into, out in zip(self._lanes, self.reach, x, y, strict=True):
             if lane.watched == "reach":
@@ -339,6 +341,11 @@ def _stacked(texts: Sequence[Ids]) -> Ids:
 def _flat(x: Tensor, texts: Sequence[Ids]) -> Tensor:
     """[texts, longest, D] as the positions of the texts, one text behind the other: [positions, D]."""
     return np.concatenate([row[: len(text)] for row, text in zip(x, texts, strict=True)])
+
+
+def _energies(y: Tensor) -> NDArray[np.float64]:
+    """Sums of squares of rows [positions, out]."""
+    return np.square(y).sum(axis=-1, dtype=np.float64)
 
 
 def _sample(x: Tensor) -> Tensor:

@@ -1,14 +1,13 @@
-"""What has to be known of activations before a graph is planned: scales of those in 16 bits, and where 8 bits are too few.
-
-Which products take float32 inputs although the others take 8 bits: those where 8 bits cost the model too much.
+"""What has to be known of activations before a graph is planned: scales of those in 16 bits, and which products take others.
 
     rounded weights, float32 inputs ── apart by what rounding inputs costs ── rounded weights, inputs as the runtime rounds them
 
-Rounding is blind where a few channels are very much larger than the others of their block: those are left no codes, and the
-likeliest token may become another one. Most models lose a KL of some thousandths by it, and nothing is done. Where it is past
-`KL` or `TOP1`, the products are ranked: one kind of product is rounded at a time, which says what a kind costs, and within it
-layers share that by the error of their own outputs. Then the worst get float32 inputs, as many as bring the model within
-bounds; how many is measured too, several counts at a time.
+Rounding to 8 bits is blind where a few channels are very much larger than the others of their block: those are left no codes,
+and the likeliest token may become another one. 16 bits with one scale for all tokens are blind where one token's values are
+very much larger than those of the others. Most products lose next to nothing. Where a model is past `BOUNDS`, products are
+ranked: one kind is rounded at a time, which says what a kind costs, and within it layers share that by the error of their own
+outputs. Then the worst take other inputs (`OTHERS`), as many as bring the model within bounds; how many is measured too,
+several counts at a time.
 
 It stands above both sides: numpy runs the models, and benchmarks judge them.
 """
@@ -29,13 +28,16 @@ if TYPE_CHECKING:
     from edgellm.converters.targets import Target
     from edgellm.scheme import Recipe
 
-KL, TOP1 = 0.01, 0.93  # half of what all of int8 may cost, see docs/fidelity.md: the rest is for weights
+# KL and top-1 that rounding inputs to so many bits may cost: of 8, half of what all of int8 may, see docs/fidelity.md
+BOUNDS = {8: (0.01, 0.93), 16: (0.001, 0.97)}
+OTHERS = {8: 32, 16: 8}  # bits for products that cost too much: float32, or a scale for each token
 TOKENS, LEAST = 1024, 128  # of text to judge by; fewer where memory is short, and none below the least
 ROOM = 1.5  # codes of 16 bits reach so many times as far as the text did
 LOGITS_BYTES = 32 << 20
 FIXED_BYTES = 384 << 20  # interpreter, libraries, slices of weights and of logits
 LANES = 4  # counts that are tried side by side
 OnPhase = Callable[[str, float], None]
+Unit = tuple[str, ...]  # weights of one product
 
 
 def settled(
@@ -60,22 +62,23 @@ def settled(
     from edgellm.converters.calibration import digest
 
     quantized = {name: recipe for name, recipe in ready.recipes.items() if recipe.rules}
-    fixed = [name for name, recipe in quantized.items() if recipe.activations == 16]
     tokens = _fitting(ready, limits)
-    searched = [name for name, recipe in quantized.items() if recipe.activations == 8 and 32 not in targets[name].NO_ACTIVATIONS]
-    if not choices.looks_at_activations or tokens < LEAST:
-        searched = []
-    if not fixed and not searched:
+    looks = choices.looks_at_activations and tokens >= LEAST
+    fixed = [name for name, recipe in quantized.items() if recipe.activations == 16]
+    rounded = [name for name, recipe in quantized.items() if recipe.activations == 8 and looks]
+    searched = [*fixed, *(name for name in rounded if OTHERS[8] not in targets[name].NO_ACTIVATIONS)]
+    if not searched:
         return ready
     windows = calibration_text.windows(tokenizer, ready.spec, max(tokens, LEAST), choices.text)
-    recipes, calibration = dict(ready.recipes), ready.calibration
+    recipes = dict(ready.recipes)
     for name in searched:
-        recipes[name] = _Search(ready, name, windows, limits, on_phase).recipe()
-    for name in fixed:
-        scales = _scales(_Search(ready, name, windows, limits, on_phase).reach())
-        calibration = replace(calibration, fixed=scales)
-        recipes[name] = replace(recipes[name], calibration=recipes[name].calibration or digest(windows))
-    return replace(ready, recipes=recipes, calibration=calibration)
+        search = _Search(ready, name, windows, limits, on_phase)
+        if name in fixed:
+            recipes[name] = replace(recipes[name], calibration=recipes[name].calibration or digest(windows))
+            ready = replace(ready, recipes=recipes, calibration=replace(ready.calibration, fixed=_scales(search.reach())))
+            search = replace(search, ready=ready)
+        recipes[name] = search.recipe()
+    return replace(ready, recipes=recipes)
 
 
 def _scales(reach: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
@@ -112,38 +115,54 @@ class _Search:
         return cache(self.ready.tensors)
 
     def recipe(self) -> Recipe:
-        """The recipe of the graph, with float32 inputs where they are needed."""
-        from edgellm.converters.recipes import products, role, with_floats
+        """The recipe of the graph, with other inputs for the products that need them."""
+        from edgellm.converters.recipes import products
 
-        recipe, names = self.ready.recipes[self.name], self._names()
-        units = products(self.ready.spec, recipe)
-
-        def without(floats: Sequence[tuple[str, ...]]) -> Recipe:
-            return with_floats(recipe, names, {name for unit in floats for name in unit})
-
-        (whole,) = self._apart([recipe], "looking at activations")
-        if _is_close(whole[0]):
+        recipe = self.ready.recipes[self.name]
+        ((gap, _),) = self._apart([recipe], "looking at activations")
+        if self._is_close(gap):
             return recipe
-        kinds = list(dict.fromkeys(role(unit[0]) for unit in units))
-        alone = self._apart(
-            [without([unit for unit in units if role(unit[0]) != kind]) for kind in kinds], "where activations cost most"
-        )
-        costs: dict[tuple[str, ...], float] = {}
-        for kind, (gap, errors) in zip(kinds, alone, strict=True):
-            own = {unit: sum(errors.get(name, 0.0) for name in unit) for unit in units if role(unit[0]) == kind}
-            total = sum(own.values())
-            # what stands before logits has no linear's output to be told by, and is the only one of its kind
-            costs |= {unit: gap.kl * (each / total if total else 1 / len(own)) for unit, each in own.items()}
-        worst = sorted(units, key=lambda unit: -costs[unit])
-        low, high = 0, len(units)  # so many are too few, and so many are enough: all of them cost nothing
+        units = products(self.ready.spec, recipe)
+        worst = self._ranked(units)
+        low, high = 0, len(units)  # so many are too few, and so many are enough, or all there are
+        lost = {low: gap.kl}
         while high - low > 1:
             counts = _between(low, high, len(units))
-            for count, (gap, _) in zip(counts, self._apart([without(worst[:count]) for count in counts], "fewer"), strict=True):
-                if _is_close(gap):
-                    high = count
-                    break
-                low = count
-        return without(worst[:high])
+            tried = self._apart([self._with(worst[:count], OTHERS[recipe.activations]) for count in counts], "fewer")
+            lost |= {count: gap.kl for count, (gap, _) in zip(counts, tried, strict=True)}
+            close = [self._is_close(gap) for gap, _ in tried]
+            enough = close.index(True) if any(close) else len(counts)
+            low, high = [low, *counts][enough], [*counts, high][enough]
+        # all in float32 cost nothing; where all others cost something too, it may be that no number is enough
+        count = high if high in lost or OTHERS[recipe.activations] == 32 else min(lost, key=lambda count: lost[count])
+        return self._with(worst[:count], OTHERS[recipe.activations])
+
+    def _ranked(self, units: Sequence[Unit]) -> list[Unit]:
+        """Products, those first whose rounded inputs cost the model most."""
+        from edgellm.converters.recipes import role
+
+        kinds: dict[str, list[Unit]] = {}
+        for unit in units:
+            kinds.setdefault(role(unit[0]), []).append(unit)
+        alone = [self._with([unit for unit in units if unit not in own], 32) for own in kinds.values()]
+        costs: dict[Unit, float] = {}
+        for own, (gap, errors) in zip(kinds.values(), self._apart(alone, "where activations cost most"), strict=True):
+            each = {unit: sum(errors.get(name, 0.0) for name in unit) for unit in own}
+            total = sum(each.values())
+            # what makes logits has no error of its own here, and is the only one of its kind
+            costs |= {unit: gap.kl * (each[unit] / total if total else 1 / len(own)) for unit in own}
+        return sorted(units, key=lambda unit: -costs[unit])
+
+    def _with(self, units: Sequence[Unit], bits: int) -> Recipe:
+        """The recipe with inputs of so many bits for some products."""
+        from edgellm.converters.recipes import matrices, with_activations
+
+        some = {name for unit in units for name in unit}
+        return with_activations(self.ready.recipes[self.name], matrices(self.ready.spec), some, bits)
+
+    def _is_close(self, gap: Gap) -> bool:
+        kl, top1 = BOUNDS[self.ready.recipes[self.name].activations]
+        return gap.kl <= kl and gap.top1 >= top1
 
     def reach(self) -> dict[str, tuple[float, float]]:
         """How far what goes into each product, with rounded weights, and what comes out of it, reach; by weight."""
@@ -160,11 +179,6 @@ class _Search:
         step = max(1, LOGITS_BYTES // (4 * len(found.hidden)))
         out = max(largest(found.product(slice(None), start, min(start + step, vocab))) for start in range(0, vocab, step))
         return {**found.reach, head: (largest(found.hidden), out)}
-
-    def _names(self) -> tuple[str, ...]:
-        from edgellm.converters.recipes import matrices
-
-        return matrices(self.ready.spec)
 
     def _apart(self, recipes: Sequence[Recipe], phase: str) -> list[tuple[Gap, dict[str, float]]]:
         """How far the model is from itself with float32 inputs, by recipe, and what rounding inputs costs each linear."""
@@ -207,13 +221,10 @@ class _Search:
         return Lane(weights, self.windows, quantizers.find(ready.method), numerics)
 
 
-def _is_close(gap: Gap) -> bool:
-    return gap.kl <= KL and gap.top1 >= TOP1
-
-
 def _between(low: int, high: int, total: int) -> list[int]:
     """Counts to try next: few first, because one product is mostly the culprit; evenly, once some were enough."""
-    if high == total:
-        return [count for power in range(LANES) if (count := max(1, 2 * low) << power) < high]
+    doubled = [count for power in range(LANES) if (count := max(1, 2 * low) << power) < high]
+    if high == total and doubled:
+        return doubled
     step = max(1, -(-(high - low) // (LANES + 1)))
     return list(range(low + step, high, step))[:LANES]
