@@ -345,7 +345,8 @@ def _flat(x: Tensor, texts: Sequence[Ids]) -> Tensor:
 
 def _energies(y: Tensor) -> NDArray[np.float64]:
     """Sums of squares of rows [positions, out]."""
-    return np.square(y).sum(axis=-1, dtype=np.float64)
+    found: NDArray[np.float64] = np.square(y).sum(axis=-1, dtype=np.float64)
+    return found
 
 
 def _sample(x: Tensor) -> Tensor:

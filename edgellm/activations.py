@@ -27,9 +27,11 @@ if TYPE_CHECKING:
     from edgellm.converters.replay import Ids, Lane, Tensors
     from edgellm.converters.targets import Target
     from edgellm.scheme import Recipe
+    from edgellm.spec import ModelSpec
 
 # KL and top-1 that rounding inputs to so many bits may cost: of 8, half of what all of int8 may, see docs/fidelity.md
 BOUNDS = {8: (0.01, 0.93), 16: (0.001, 0.97)}
+NAMES = {8: "8 bits, rounded as they come", 16: "16 bits with fixed scales", 32: "float32"}
 OTHERS = {8: 32, 16: 8}  # bits for products that cost too much: float32, or a scale for each token
 TOKENS, LEAST = 1024, 128  # of text to judge by; fewer where memory is short, and none below the least
 ROOM = 1.5  # codes of 16 bits reach so many times as far as the text did
@@ -81,6 +83,24 @@ def settled(
     return replace(ready, recipes=recipes)
 
 
+def said(recipe: Recipe, spec: ModelSpec) -> str:
+    """What comes into products with quantized weights, as a person would say it; those named which differ."""
+    from edgellm.converters.recipes import products
+
+    others: dict[int, list[str]] = {}
+    for unit in products(spec, recipe):
+        bits = recipe.activations_of(unit[0])
+        if bits != recipe.activations:
+            others.setdefault(bits, []).append("+".join(name.removesuffix(".weight") for name in unit))
+    parts = [f"{NAMES[bits]} into {', '.join(names)}" for bits, names in others.items()]
+    return "; ".join([NAMES[recipe.activations], *parts])
+
+
+def differ(recipe: Recipe) -> bool:
+    """Whether some products take other inputs than the rest."""
+    return any(rule.activations is not None for rule in recipe.rules)
+
+
 def _scales(reach: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
     """Scales of codes of 16 bits, with room for what the text did not show."""
 
@@ -95,7 +115,7 @@ def _fitting(ready: Prepared, limits: Limits) -> int:
     if limits.max_ram is None:
         return TOKENS
     # of a position, float32, in every lane: a residual, its norm, products of it and what the gate makes
-    each = 4 * LANES * (4 * ready.spec.hidden_size + 3 * ready.spec.intermediate_size)
+    each = 4 * (LANES + 1) * (4 * ready.spec.hidden_size + 3 * ready.spec.intermediate_size)
     return min(TOKENS, (limits.max_ram - FIXED_BYTES) // each)
 
 
@@ -129,11 +149,13 @@ class _Search:
         while high - low > 1:
             counts = _between(low, high, len(units))
             tried = self._apart([self._with(worst[:count], OTHERS[recipe.activations]) for count in counts], "fewer")
+            best = min(lost.values())
             lost |= {count: gap.kl for count, (gap, _) in zip(counts, tried, strict=True)}
             close = [self._is_close(gap) for gap, _ in tried]
             enough = close.index(True) if any(close) else len(counts)
             low, high = [low, *counts][enough], [*counts, high][enough]
-        # all in float32 cost nothing; where all others cost something too, it may be that no number is enough
+            if not any(close) and OTHERS[recipe.activations] != 32 and min(lost.values()) == best:
+                break  # these cost something too, and no number may be enough
         count = high if high in lost or OTHERS[recipe.activations] == 32 else min(lost, key=lambda count: lost[count])
         return self._with(worst[:count], OTHERS[recipe.activations])
 
@@ -146,7 +168,8 @@ class _Search:
             kinds.setdefault(role(unit[0]), []).append(unit)
         alone = [self._with([unit for unit in units if unit not in own], 32) for own in kinds.values()]
         costs: dict[Unit, float] = {}
-        for own, (gap, errors) in zip(kinds.values(), self._apart(alone, "where activations cost most"), strict=True):
+        shorter = replace(self, windows=self.windows[:1])  # an order is easier to tell than a figure
+        for own, (gap, errors) in zip(kinds.values(), shorter._apart(alone, "where activations cost most"), strict=True):
             each = {unit: sum(errors.get(name, 0.0) for name in unit) for unit in own}
             total = sum(each.values())
             # what makes logits has no error of its own here, and is the only one of its kind
@@ -185,22 +208,20 @@ class _Search:
         from edgellm.benchmarks.judge import judge
         from edgellm.converters.replay import replay
 
-        ready, layers = self.ready, len(self.ready.spec.layers)
+        spec = self.ready.spec
         found: list[tuple[Gap, dict[str, float]]] = []
+
+        def report(layer: int) -> None:
+            self.on_phase(phase, (len(found) + layer / len(spec.layers)) / len(recipes))
+
         for first in range(0, len(recipes), LANES):
             some = [replace(self._lane(recipe), watched="inputs") for recipe in recipes[first : first + LANES]]
-            plain, *rounded = replay(
-                ready.spec,
-                [self._floats(), *some],
-                slice_bytes=self.limits.slice_bytes,
-                on_layer=lambda layer, first=first: self.on_phase(phase, (first + layer / layers * LANES) / len(recipes) / LANES),
-            )
+            plain, *rounded = replay(spec, [self._floats(), *some], slice_bytes=self.limits.slice_bytes, on_layer=report)
             models = {"": plain, **{str(index): each for index, each in enumerate(rounded)}}
             pairs = [("", str(index)) for index in range(len(rounded))]
-            apart = judge(models, None, self.windows, pairs, ready.spec.vocab_size).apart
+            apart = judge(models, None, self.windows, pairs, spec.vocab_size).apart
             found += [(apart[pair].gap(), each.errors) for pair, each in zip(pairs, rounded, strict=True)]
         return found
-
 
     def _floats(self) -> Lane:
         """Rounded weights, and a cache as the graph will have it, with float32 inputs of products."""

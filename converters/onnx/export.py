@@ -65,9 +65,7 @@ class OnnxPlan:
             genai_config.write(folder, self.graph, self.spec, text, generation)
 
 
-def plan(
-    spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, calibration: Calibration = NOTHING
-) -> OnnxPlan:
+def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, calibration: Calibration = NOTHING) -> OnnxPlan:
     """Build the graph and lay out its data; no weight is read.
 
     Raises:

@@ -134,7 +134,9 @@ class Store:
             _check_grid(weight, weight.scheme)
             if weight.activations == 16 and weight.scheme.block:
                 raise UsageError(
-                    f"'{weight.name}' is in blocks, and int16 activations need a scale a row", where="--recipe", fix="say block = 0"
+                    f"'{weight.name}' is in blocks, and int16 activations need a scale a row",
+                    where="--recipe",
+                    fix="say block = 0",
                 )
             job = QuantizedJob.add(self._layout, weight, weight.scheme)
             scales = None if job.block_scales is None else Buffer(place=job.block_scales)

@@ -1,7 +1,8 @@
 """What XNNPACK does to activations, and the weights as they lie in the file.
 
 Where a weight has codes, each row of inputs is rounded to 8 bits, asymmetric, between the least and the largest value of the
-row and zero; 16 bits have scales that were fixed beforehand, for what goes in and for what comes out. There is no switch to turn that off, so what the file holds is read, and runs on the numpy back end.
+row and zero. 16 bits have scales that were fixed beforehand, for what goes in and for what comes out. There is no switch to
+turn that off, so what the file holds is read, and runs on the numpy back end.
 """
 
 from __future__ import annotations

@@ -68,8 +68,8 @@ class Target(click.ParamType[str]):
 @click.option(
     "--activations",
     metavar="[dynamic|int16|none]",
-    help="What comes into products with quantized weights: 8 bits rounded as it comes, 16 with scales from a text (tflite, slower "
-    "on a CPU), or float32 (onnx, slower). [default: dynamic, and float32 where a text shows that 8 bits cost too much]",
+    help="What comes into products with quantized weights: 8 bits, rounded as it comes, 16 with scales from a text (tflite; "
+    "slow on a CPU), or float32 (onnx; slow). [default: dynamic, and on onnx float32 where a text shows that 8 bits cost too much]",
 )
 @click.option(
     "--calibration",
@@ -114,6 +114,7 @@ def command(
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from edgellm import activations as activations_of
     from edgellm.conversion import Progress, convert
 
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -150,5 +151,8 @@ def command(
     click.echo(
         f"{output}: {bundle.spec.architecture}, {bundle.recipe.name}, {readable(bundle.size())}, made in {elapsed:.1f} s"
     )
+    for name, graph in bundle.graphs.items():
+        if activations_of.differ(bundle.recipe_of(graph)):
+            click.echo(f"{name}: activations: {activations_of.said(bundle.recipe_of(graph), bundle.spec)}")
     for line in said(bundle):
         click.echo(line)
