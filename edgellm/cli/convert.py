@@ -69,7 +69,7 @@ class Target(click.ParamType[str]):
     "--activations",
     metavar="[dynamic|int16|none]",
     help="What comes into products with quantized weights: 8 bits, rounded as it comes, 16 with scales from a text (tflite; "
-    "slow on a CPU), or float32 (onnx; slow). [default: dynamic, and on onnx float32 where a text shows that 8 bits cost too much]",
+    "slow on a CPU), or float32 (onnx; slow). [default: dynamic, and on onnx float32 where a text shows it costs too much]",
 )
 @click.option(
     "--calibration",
