@@ -14,12 +14,16 @@ It stands above both sides: numpy runs the models, and benchmarks judge them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgellm.card import Gap
+from edgellm.errors import SourceError
 
 if TYPE_CHECKING:
     from edgellm.converters.choices import Choices
@@ -58,7 +62,7 @@ def settled(
         tokenizer: content of tokenizer.json.
 
     Raises:
-        SourceError: a weight cannot be read, or the tokenizer cannot be used.
+        SourceError: a weight cannot be read; of 16 bits also, the tokenizer cannot be used, or values are not finite.
     """
     from edgellm.converters import calibration_text
     from edgellm.converters.calibration import digest
@@ -71,15 +75,21 @@ def settled(
     searched = [*fixed, *(name for name in rounded if OTHERS[8] not in targets[name].NO_ACTIVATIONS)]
     if not searched:
         return ready
-    windows = calibration_text.windows(tokenizer, ready.spec, max(tokens, LEAST), choices.text)
+    try:
+        windows = calibration_text.windows(tokenizer, ready.spec, max(tokens, LEAST), choices.text)
+    except SourceError:  # the model's own tokenizer: no reason to refuse what can do without
+        if fixed:
+            raise
+        return ready
     recipes = dict(ready.recipes)
     for name in searched:
         search = _Search(ready, name, windows, limits, on_phase)
-        if name in fixed:
-            recipes[name] = replace(recipes[name], calibration=recipes[name].calibration or digest(windows))
-            ready = replace(ready, recipes=recipes, calibration=replace(ready.calibration, fixed=_scales(search.reach())))
-            search = replace(search, ready=ready)
-        recipes[name] = search.recipe()
+        with np.errstate(all="ignore"):  # what is not finite is said, or left for the card to say
+            if name in fixed:
+                recipes[name] = replace(recipes[name], calibration=recipes[name].calibration or digest(windows))
+                ready = replace(ready, recipes=recipes, calibration=replace(ready.calibration, fixed=_scales(search.reach())))
+                search = replace(search, ready=ready)
+            recipes[name] = search.recipe()
     return replace(ready, recipes=recipes)
 
 
@@ -105,6 +115,8 @@ def _scales(reach: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, 
     """Scales of codes of 16 bits, with room for what the text did not show."""
 
     def scale(peak: float) -> float:
+        if not math.isfinite(peak):
+            raise SourceError("activations over a text are not finite", where="--activations", fix="leave out int16")
         return peak * ROOM / 32767 or 1.0  # what is always zero has any
 
     return {name: (scale(into), scale(out)) for name, (into, out) in reach.items()}
@@ -140,7 +152,7 @@ class _Search:
 
         recipe = self.ready.recipes[self.name]
         ((gap, _),) = self._apart([recipe], "looking at activations")
-        if self._is_close(gap):
+        if self._is_close(gap) or not math.isfinite(gap.kl):
             return recipe
         units = products(self.ready.spec, recipe)
         worst = self._ranked(units)

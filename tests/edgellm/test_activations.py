@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from edgellm.converters.choices import Choices
 from edgellm.converters.preparation import Limits, Prepared
 from edgellm.converters.recipes import matrices
 from edgellm.converters.weights import InMemory, LazyTensor
-from edgellm.errors import BundleError, UsageError
+from edgellm.errors import BundleError, SourceError, UsageError
 from edgellm.litertlm import export_litertlm
 from edgellm.runtimes import open_runtime
 from edgellm.scheme import Recipe
@@ -260,6 +262,17 @@ def test_a_real_model_falls_back_where_it_was_made_loud_and_nowhere_else(
         found = activations.settled(ready, back_ends, choices, checkpoint.text().tokenizer, Limits(4 << 20)).recipes["onnx"]
     differ = {name for name in matrices(spec) if found.activations_of(name) != 8}
     assert differ == (set() if layer is None else {f"layers.{layer}.down.weight"})
+
+
+def test_a_tokenizer_that_nothing_can_be_read_with_is_no_reason_to_refuse(loud: Path, tmp_path: Path) -> None:
+    """For 8 bits; scales of 16 have to come from somewhere."""
+    source = shutil.copytree(loud, tmp_path / "source")
+    tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+    tokenizer["model"]["vocab"]["e"] = 10_000  # and the model has 259
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    assert not activations.differ(convert(source, tmp_path / "out", quant="int8").recipe)
+    with pytest.raises(SourceError, match="the tokenizer makes a token"):
+        convert(source, tmp_path / "other", target="tflite", quant="int8", kv="fp32", activations="int16")
 
 
 def test_recipes_of_earlier_bundles_say_eight_bits() -> None:
