@@ -21,7 +21,7 @@ from edgellm.converters.calibration import NOTHING
 from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.choices import Choices
 from edgellm.converters.preparation import Limits, Prepared
-from edgellm.converters.recipes import matrices
+from edgellm.converters.recipes import matrices, recipe, with_activations
 from edgellm.converters.weights import InMemory, LazyTensor
 from edgellm.errors import BundleError, SourceError, UsageError
 from edgellm.litertlm import export_litertlm
@@ -43,11 +43,14 @@ def logits(bundle: Bundle) -> np.ndarray:
 
 def levels(bundle: Bundle) -> dict[str, int]:
     """accuracy_level of every product, by its weight in the graph."""
-    model = onnx.load(bundle.path / "model.onnx", load_external_data=False)
-    products = [node for node in model.graph.node if node.op_type == "MatMulNBits"]
+    return products(onnx.load(bundle.path / "model.onnx", load_external_data=False))
+
+
+def products(model: onnx.ModelProto) -> dict[str, int]:
     return {
         node.input[1].removesuffix(".codes"): next(each.i for each in node.attribute if each.name == "accuracy_level")
-        for node in products
+        for node in model.graph.node
+        if node.op_type == "MatMulNBits"
     }
 
 
@@ -96,6 +99,19 @@ def test_fused_products_fall_back_together(tiny_source: Path, tmp_path: Path, mo
     assert set(levels(bundle).values()) == {0}
     assert "layers.0.q.weight+layers.0.k.weight+layers.0.v.weight" in levels(bundle)
     assert len(bundle.recipe.rules) < 12, "said by patterns"
+
+
+def test_products_of_different_inputs_are_not_fused(tiny_source: Path, tmp_path: Path) -> None:
+    """One of three that share a scheme and an input."""
+    with open_checkpoint(str(tiny_source)) as checkpoint:
+        spec, tensors = describe(checkpoint, None)
+        base = recipe("int8", "rtn", 32, targets.find("onnx").grid)
+        mixed = with_activations(base, matrices(spec), {"layers.0.v.weight"}, 32)
+        model = targets.find("onnx").plan(spec, tensors, mixed).model  # type: ignore[attr-defined]
+    found = products(model)
+    assert found["layers.0.v.weight"] == 0
+    assert found["layers.0.q.weight+layers.0.k.weight"] == 4
+    assert found["layers.1.q.weight+layers.1.k.weight+layers.1.v.weight"] == 4
 
 
 @pytest.mark.parametrize(
