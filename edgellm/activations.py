@@ -67,7 +67,7 @@ def settled(
     from edgellm.converters import calibration_text
     from edgellm.converters.calibration import digest
 
-    quantized = {name: recipe for name, recipe in ready.recipes.items() if recipe.rules}
+    quantized = {name: recipe for name, recipe in ready.recipes.items() if recipe.rules and _has_grids(targets[name], recipe)}
     tokens = _fitting(ready, limits)
     looks = choices.looks_at_activations and tokens >= LEAST
     fixed = [name for name, recipe in quantized.items() if recipe.activations == 16]
@@ -91,6 +91,11 @@ def settled(
                 search = replace(search, ready=ready)
             recipes[name] = search.recipe()
     return replace(ready, recipes=recipes)
+
+
+def _has_grids(target: Target, recipe: Recipe) -> bool:
+    """Whether the target has the recipe's blocks; where it has not, its plan says so."""
+    return all(rule.scheme is None or rule.scheme.block in target.BLOCKS for rule in recipe.rules)
 
 
 def said(recipe: Recipe, spec: ModelSpec) -> str:
