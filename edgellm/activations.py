@@ -39,7 +39,7 @@ NAMES = {8: "8 bits, rounded as they come", 16: "16 bits with fixed scales", 32:
 OTHERS = {8: 32, 16: 8}  # bits for products that cost too much: float32, or a scale for each token
 TOKENS, LEAST = 1024, 128  # of text to judge by; fewer where memory is short, and none below the least
 ROOM = 1.5  # codes of 16 bits reach so many times as far as the text did
-LOGITS_BYTES = 32 << 20
+LOGITS_BYTES = 4 << 20  # of a slice of logits: small, because nothing else of a conversion by rounding takes much memory
 FIXED_BYTES = 640 << 20  # interpreter, libraries, slices of weights, of the head and of logits
 LANES = 4  # counts that are tried side by side
 OnPhase = Callable[[str, float], None]
@@ -236,7 +236,7 @@ class _Search:
             plain, *rounded = replay(spec, [self._floats(), *some], slice_bytes=self.limits.slice_bytes, on_layer=report)
             models = {"": plain, **{str(index): each for index, each in enumerate(rounded)}}
             pairs = [("", str(index)) for index in range(len(rounded))]
-            apart = judge(models, None, self.windows, pairs, spec.vocab_size).apart
+            apart = judge(models, None, self.windows, pairs, spec.vocab_size, LOGITS_BYTES).apart
             found += [(apart[pair].gap(), each.errors) for pair, each in zip(pairs, rounded, strict=True)]
         return found
 
