@@ -20,8 +20,6 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from edgellm.card import Gap
 from edgellm.errors import SourceError
 
@@ -64,6 +62,8 @@ def settled(
     Raises:
         SourceError: a weight cannot be read; of 16 bits also, the tokenizer cannot be used, or values are not finite.
     """
+    import numpy as np
+
     from edgellm.converters import calibration_text
     from edgellm.converters.calibration import digest
 
