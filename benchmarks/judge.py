@@ -52,6 +52,7 @@ def judge(
     texts: Sequence[Ids],
     pairs: Sequence[tuple[str, str]],
     vocab: int,
+    slice_bytes: int = SLICE_BYTES,
 ) -> Judged:
     """Compare what models say after every token of the texts.
 
@@ -59,6 +60,7 @@ def judge(
         models: by name.
         session: of a runtime, whose name is RUN; it reads each text in an empty context.
         pairs: which models to compare, as (p, q) of KL(p || q).
+        slice_bytes: of a slice of one model's logits; making it may take the memory of a few dozen.
 
     Raises:
         InferenceError: the runtime failed.
@@ -70,7 +72,7 @@ def judge(
     for positions, block in _blocks(session, texts, rows, vocab):
         seen = {name: Seen(targets[positions]) for name in names}
         divergences = {pair: Divergence(seen[pair[0]], seen[pair[1]]) for pair in pairs}
-        step = max(1, SLICE_BYTES // (4 * (positions.stop - positions.start)))
+        step = max(1, slice_bytes // (4 * (positions.stop - positions.start)))
         for start in range(0, vocab, step):
             stop = min(start + step, vocab)
             parts = {name: model.logits(positions, start, stop) for name, model in models.items()}

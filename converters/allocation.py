@@ -93,7 +93,7 @@ class Search:
         return {name: option.want for unit, option in zip(units, chosen, strict=True) for name in unit.names}
 
     def _units(self) -> list[Unit]:
-        lanes = [Lane(self._rounding(kind), [self.text], self.quantize, watched=True) for kind in ((), *KINDS)]
+        lanes = [Lane(self._rounding(kind), [self.text], self.quantize, watched="weights") for kind in ((), *KINDS)]
         source, *rounded = replay(self.spec, lanes)
         energy = float(np.square(source.hidden, dtype=np.float64).sum()) or 1.0
         units = []

@@ -34,11 +34,13 @@ class Calibration:
         cache: by layer.
         importance: by linear weight, float32 [in]: the mean square of every input channel.
         digest: sha256 of the text's token ids (int64, little endian).
+        fixed: scales of what goes into a product in 16 bits and of what comes out of it, by the name of its weight.
     """
 
     cache: tuple[CacheRange, ...]
     importance: Mapping[str, Array]
     digest: str
+    fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 NOTHING = Calibration((), MappingProxyType({}), "")

@@ -26,8 +26,10 @@ def chosen(choice: str | os.PathLike[str] | None) -> str | None:
     return own_text.read(Path(choice), "--calibration")
 
 
-def without(method: str | None, kv: str | None) -> tuple[str, str]:
+def without(method: str | None, kv: str | None, activations: str | None = None) -> tuple[str, str]:
     """Method and cache that need no text; UsageError where the user's own choice needs one."""
+    if activations == "int16":
+        raise UsageError("scales of int16 activations need a text", where="--calibration", fix="leave it out, or use dynamic")
     if method is not None and quantizers.is_calibrated(method):
         raise UsageError(f"'{method}' needs a text", where="--calibration", fix="leave it out, or use --method rtn")
     if kv == "int8":

@@ -12,6 +12,8 @@ from edgellm.converters.targets import Target
 from edgellm.errors import UsageError
 from edgellm.scheme import Recipe
 
+STATIC = ("static", "int8", "static-int8", "int8-static")  # what somebody may call scales of 8 bits that are fixed beforehand
+ROW_SCALES = 0  # the block of products that take int16: a scale a row
 MARGIN = 0.1  # bits per linear weight that are spent where they do most, beyond what the recipe gives all
 
 
@@ -22,13 +24,14 @@ class Choices:
     Attributes:
         quant: "int4", "int8" or "fp32".
         method: None takes the level's own.
-        rounds_anew: somebody named the method, so that codes which the source brings are not kept.
         block_size: None for the target's own.
         kv: "fp32", "int8", or None for the target's own.
         bits_per_weight: of the linears, for a search of mixed precision; None for a little more than the recipe's.
         file: the recipe file.
         text: to calibrate on; None takes the one that comes with edgellm.
-        looks: a text may be read to change the model before it is rounded: it takes seconds, and a text.
+        rounds_anew: somebody named the method, so that codes which the source brings are not kept.
+        activations: "dynamic", "int16" or "none": what comes into products with quantized weights.
+        looks: a text may be read to find out what suits activations: it takes seconds, and a text.
     """
 
     quant: str
@@ -39,6 +42,7 @@ class Choices:
     file: RecipeFile
     text: str | None
     rounds_anew: bool = False
+    activations: str = "dynamic"
     looks: bool = True
 
     @classmethod
@@ -53,6 +57,7 @@ class Choices:
         recipe: str | os.PathLike[str] | None,
         calibration: str | os.PathLike[str] | None,
         preset: str,
+        activations: str | None = None,
     ) -> Choices:
         """From the arguments of `edgellm.convert`; UsageError for what makes no sense."""
         file = recipe_file.NONE if recipe is None else recipe_file.read(recipe)
@@ -64,14 +69,16 @@ class Choices:
             )
         if method is not None:
             quantizers.find(method)
-        rounds_anew, looks = method is not None, preset != "fast" and calibration != calibration_text.NO_TEXT
+        rounds_anew = method is not None
+        looks = method != "rtn" and preset != "fast" and calibration != calibration_text.NO_TEXT
+        _check_activations(activations, quant, block_size, file)
         if preset == "fast":
             method = method or ("rtn" if quant != "fp32" else None)
         if calibration == calibration_text.NO_TEXT:
-            method, kv = calibration_text.without(method, kv)
+            method, kv = calibration_text.without(method, kv, activations)
         if bits_per_weight is not None:
             _check_budget(quant, method, file)
-        return cls(quant, method, block_size, kv, bits_per_weight, file, text, rounds_anew, looks)
+        return cls(quant, method, block_size, kv, bits_per_weight, file, text, rounds_anew, activations or "dynamic", looks)
 
     @property
     def rounding(self) -> str:
@@ -87,6 +94,8 @@ class Choices:
 
     def size(self, target: Target) -> int:
         """Weights that share a scale."""
+        if self.activations == "int16":
+            return ROW_SCALES
         return target.BLOCK_SIZE if self.block_size is None else self.block_size
 
     def recipes(self, targets: Mapping[str, Target]) -> dict[str, Recipe]:
@@ -94,9 +103,35 @@ class Choices:
         found = {}
         for name, target in targets.items():
             kv = self.kv or ("fp32" if self.quant == "fp32" else target.KV)
-            found[name] = recipes.recipe(self.quant, self.method, self.size(target), target.grid, kv)
+            refused = target.NO_ACTIVATIONS.get(recipes.ACTIVATIONS[self.activations])
+            if refused is not None and (self.quant != "fp32" or self.file != recipe_file.NONE):
+                raise UsageError(refused[0], where="--activations", fix=refused[1])
+            found[name] = recipes.recipe(self.quant, self.method, self.size(target), target.grid, kv, self.activations)
             self.file.check(name, target.grid, target.BLOCKS)
         return found
+
+
+def _check_activations(activations: str | None, quant: str, block_size: int | None, file: RecipeFile) -> None:
+    where = "--activations"
+    if activations is None:
+        return
+    if activations in STATIC:
+        raise UsageError(
+            "8 bits with scales fixed beforehand ruin a model (SmolLM2: a KL of .26 to .71, and .003 to .02 as they come)",
+            where=where,
+            fix="use dynamic, or int16 on tflite",
+        )
+    if activations not in recipes.ACTIVATIONS:
+        known = ", ".join(recipes.ACTIVATIONS)
+        raise UsageError(f"unknown activations '{activations}'", where=where, fix=f"choose one of {known}")
+    if activations != "none" and quant == "fp32" and file == recipe_file.NONE:
+        raise UsageError(
+            "fp32 has no quantized weights, and only their products round activations", where=where, fix="leave it out"
+        )
+    if activations == "int16" and block_size not in (None, ROW_SCALES):
+        raise UsageError(
+            f"int16 activations need a scale a row, and not blocks of {block_size}", where="--block-size", fix="leave it out"
+        )
 
 
 def _check_budget(quant: str, method: str | None, file: RecipeFile) -> None:

@@ -31,8 +31,17 @@ class Linear:
 
 
 def fusable(linears: Sequence[Linear]) -> list[list[Linear]]:
-    """Neighbours of one scheme, which one product can serve."""
-    return [list(same) for _, same in groupby(linears, key=lambda linear: linear.weight.scheme)]
+    """Neighbours of one scheme and of one kind of inputs, which one product can serve.
+
+    Where scales are fixed, what comes out of each linear has one of its own, and so does its product.
+    """
+
+    def kind(linear: Linear) -> tuple[object, ...]:
+        weight = linear.weight
+        alone = weight.scheme is not None and weight.activations == 16
+        return weight.scheme, weight.activations, weight.name if alone else None
+
+    return [list(same) for _, same in groupby(linears, key=kind)]
 
 
 def fuse(linears: Sequence[Linear]) -> Linear:
@@ -41,7 +50,8 @@ def fuse(linears: Sequence[Linear]) -> Linear:
         return linears[0]
     weights = [linear.weight for linear in linears]
     name = "+".join(weight.name for weight in weights)
-    weight = Weight(name, Stacked([each.tensor for each in weights]), weights[0].scheme, weights[0].importance)
+    first = weights[0]
+    weight = Weight(name, Stacked([each.tensor for each in weights]), first.scheme, first.importance, first.activations)
     if all(linear.bias is None for linear in linears):
         return Linear(weight)
     biases = [

@@ -20,6 +20,7 @@ Grid = Callable[[int, int], Scheme]  # the scheme that a target has for so many 
 QUANTS = ("int4", "int8", "fp32")
 METHODS = {"int4": "gptq", "int8": "rtn"}  # what each is rounded by unless somebody says
 KV = {"fp32": 32, "int8": 8}  # bits of keys and values
+ACTIVATIONS = {"dynamic": 8, "int16": 16, "none": 32}  # bits of what comes into products with quantized weights
 TABLE_BLOCK = 64  # of the embedding and the head, at the least: in 8 bit a finer block buys no closeness, only scales to read
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 TABLES = ("embed", "head")
@@ -41,7 +42,9 @@ class Want:
     block: int | None = None
 
 
-def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str = "fp32") -> Recipe:
+def recipe(
+    quant: str, method: str | None, block_size: int, grid: Grid, kv: str = "fp32", activations: str = "dynamic"
+) -> Recipe:
     """The recipe of a quantization level on a target's grids.
 
     Under int4 the embedding, the head and a linear before it stay in 8 bit: they are where 4 bits cost most quality.
@@ -53,12 +56,13 @@ def recipe(quant: str, method: str | None, block_size: int, grid: Grid, kv: str 
         raise UsageError(f"unknown quantization '{quant}'", where="--quant", fix=f"choose one of {', '.join(QUANTS)}")
     if kv not in KV:
         raise UsageError(f"unknown cache type '{kv}'", where="--kv", fix=f"choose one of {', '.join(KV)}")
+    bits = ACTIVATIONS[activations]
     if quant == "fp32":
-        return Recipe("fp32", "none", kv=KV[kv])
+        return Recipe("fp32", "none", kv=KV[kv], activations=bits)
     tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in SINGLE)
     scheme = grid(4 if quant == "int4" else 8, block_size)
     linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
-    return Recipe(quant, method or METHODS[quant], tables + linears, KV[kv])
+    return Recipe(quant, method or METHODS[quant], tables + linears, KV[kv], activations=bits)
 
 
 def matrices(spec: ModelSpec) -> tuple[str, ...]:
@@ -97,6 +101,30 @@ def refined(
         scheme = None if want.bits == FLOAT_BITS else grid(want.bits, default if want.block is None else want.block)
         rules[name] = Rule(name, scheme)
     return replace(base, method=base.method if base.rules else method, rules=compact(rules.values()))
+
+
+def products(spec: ModelSpec, recipe: Recipe) -> list[tuple[str, ...]]:
+    """The weights of every product that takes rounded inputs, in the order of the model; those that are fused are one product.
+
+    An embedding that is no head is looked up, and in no product.
+    """
+    table = () if spec.tied_head else ("embed.weight",)
+    rules = (replace(found, pattern=name) for name in matrices(spec) if (found := recipe.rule(name)) and name not in table)
+    return [tuple(rule.pattern for rule in same) for same in _products(rules) if same[0].scheme is not None]
+
+
+def with_activations(base: Recipe, names: Sequence[str], some: Container[str], bits: int) -> Recipe:
+    """The recipe with inputs of so many bits for the products of some weights.
+
+    Args:
+        names: every matrix of the model.
+        some: those of them that are meant.
+    """
+    rules = []
+    for name in names:
+        rule = base.rule(name) or Rule(name, None)
+        rules.append(replace(rule, pattern=name, activations=bits if name in some else rule.activations))
+    return replace(base, rules=compact(rules))
 
 
 def carried_over(

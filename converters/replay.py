@@ -10,9 +10,10 @@ How a runtime rounds activations is its target's to say: `Numerics`.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ from edgellm.scheme import CacheGrid, Scheme
 from edgellm.spec import Activation, AttentionSpec, ModelSpec
 
 SLICE_BYTES = 4 << 20
+FLOAT = 32  # bits of activations that are not rounded
 SAMPLE = 96  # positions whose products tell of a linear's error
 Ids = NDArray[np.int64]
 Lanes = list[Tensor]  # one a lane
@@ -45,12 +47,32 @@ class Numerics:
     """What a runtime's kernels do to activations.
 
     Attributes:
-        inputs: inputs [..., in] of a product with weights of some scheme, as the kernels round them.
+        inputs: inputs [..., in] of a product with weights of some scheme, as the kernels round them to 8 bits.
         grids: of the cache, by layer, where keys and values are kept in 8 bit.
+        fixed: scales of what goes into a product in 16 bits and comes out of it, by the name of its weight.
     """
 
     inputs: Inputs = exact
     grids: tuple[CacheGrid, ...] = ()
+    fixed: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def into(self, x: Array, weight: Weight) -> Array:
+        """Inputs of the product with a weight as its kernel sees them."""
+        if weight.scheme is None or weight.activations == FLOAT:
+            return x
+        return int16(x, self.fixed[weight.name][0]) if weight.activations == 16 else self.inputs(x, weight.scheme)
+
+    def out_of(self, y: Array, weight: Weight) -> Array:
+        """What comes out of the product, before a bias."""
+        if weight.scheme is None or weight.activations != 16:
+            return y
+        return int16(y, self.fixed[weight.name][1])
+
+
+def int16(x: Array, scale: float) -> Array:
+    """Values as codes of 16 bits stand for them, all of one scale."""
+    rounded: Array = np.clip(np.rint(x / np.float32(scale)), -32768, 32767) * np.float32(scale)
+    return rounded
 
 
 @dataclass(frozen=True)
@@ -75,14 +97,14 @@ class Lane:
         texts: token ids, each in a context of its own.
         quantize: the method that makes the codes.
         numerics: of the runtime.
-        watched: whether to tell what rounding costs each linear.
+        watched: what to tell of each linear: what rounding its weight or its inputs costs, how far values reach, or nothing.
     """
 
     weights: decoder.Weights
     texts: Sequence[Ids]
     quantize: Quantize = rtn.quantize
     numerics: Numerics = field(default_factory=Numerics)
-    watched: bool = False
+    watched: Literal["weights", "inputs", "reach"] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,15 +113,18 @@ class Replayed:
 
     Attributes:
         hidden: float32 [positions, D], normed, and rounded as the head's inputs are.
-        errors: by linear, the energy of its output's error over that of its output: what rounding its weight cost. Of watched
-            lanes only.
+        errors: by linear, the energy of its output's error over that of its output: what rounding its weight cost, or, as the
+            mean over positions, its inputs. Of lanes watched for that only.
+        reach: by linear, the largest magnitude of what goes into its product and of what comes out. Of lanes watched for that.
     """
 
     hidden: Array
     errors: dict[str, float]
+    reach: dict[str, tuple[float, float]]
     _spec: ModelSpec
     _head: Weight
     _quantize: Quantize
+    _numerics: Numerics
 
     def at(self, where: Ids) -> Replayed:
         """Some positions only."""
@@ -107,10 +132,15 @@ class Replayed:
 
     def logits(self, positions: slice, start: int, stop: int) -> Array:
         """Logits of the tokens `start` to `stop` at some positions: float32 [positions, stop - start]."""
-        rows = used(self._head, Rows(self._head.tensor, start, stop, self._head.name), self._quantize)
-        found: Array = (self.hidden[positions] @ rows.T) * np.float32(self._spec.logit_scale)
+        found = self._numerics.out_of(self.product(positions, start, stop), self._head) * np.float32(self._spec.logit_scale)
         cap = self._spec.logit_softcap
         return found if cap is None else np.float32(cap) * np.tanh(found / np.float32(cap))
+
+    def product(self, positions: slice, start: int, stop: int) -> Array:
+        """What comes out of the head, before anything is done to it: float32 [positions, stop - start]."""
+        rows = used(self._head, Rows(self._head.tensor, start, stop, self._head.name), self._quantize)
+        found: Array = self.hidden[positions] @ rows.T
+        return found
 
 
 def replay(
@@ -141,9 +171,14 @@ def replay(
         head = "embed.weight" if spec.tied_head else "head.weight"
         hidden = ops.inputs(x, head)
         return [
-            Replayed(each, errors, spec, lane.weights(head), lane.quantize)
-            for each, errors, lane in zip(hidden, ops.errors, lanes, strict=True)
+            Replayed(each, errors, reach, spec, lane.weights(head), lane.quantize, lane.numerics)
+            for each, errors, reach, lane in zip(hidden, ops.errors, ops.reach, lanes, strict=True)
         ]
+
+
+def largest(values: Array) -> float:
+    """The largest magnitude."""
+    return float(np.abs(values).max())
 
 
 def used(weight: Weight, rows: Rows, quantize: Quantize) -> Array:
@@ -155,13 +190,14 @@ class ReplayOps:
     """`Ops` on the tensors of several lanes; one weight is held at a time.
 
     Attributes:
-        errors: of the linears so far, by lane.
+        errors, reach: of the linears so far, by lane.
     """
 
     def __init__(
         self, lanes: Sequence[Lane], pool: ThreadPoolExecutor, slice_bytes: int, on_layer: Callable[[int], None]
     ) -> None:
         self.errors: list[dict[str, float]] = [{} for _ in lanes]
+        self.reach: list[dict[str, tuple[float, float]]] = [{} for _ in lanes]
         self._lanes = lanes
         self._ops = [_LaneOps(lane) for lane in lanes]
         self._pool, self._slice_bytes, self._on_layer = pool, slice_bytes, on_layer
@@ -173,10 +209,11 @@ class ReplayOps:
         return [ops.norm(each, lane.weights(gamma.name), eps, heads) for ops, lane, each in self._each(x)]
 
     def linears(self, x: Lanes, linears: Sequence[Linear]) -> list[Lanes]:
-        inputs: dict[tuple[Scheme | None, ...], Lanes] = {}
+        inputs: dict[tuple[object, ...], Lanes] = {}
         found = []
         for linear in linears:
-            key = tuple(lane.weights(linear.weight.name).scheme for lane in self._lanes)
+            each = [lane.weights(linear.weight.name) for lane in self._lanes]
+            key = tuple((weight.scheme, weight.activations) for weight in each)
             if key not in inputs:
                 inputs[key] = self.inputs(x, linear.weight.name)
             found.append(self._product(x, inputs[key], linear))
@@ -202,8 +239,7 @@ class ReplayOps:
         """Inputs of the product with a weight, as each lane's kernels round them."""
         found = []
         for _, lane, each in self._each(x):
-            scheme = lane.weights(name).scheme
-            found.append(each if scheme is None else lane.numerics.inputs(each, scheme))
+            found.append(lane.numerics.into(each, lane.weights(name)))
         return found
 
     def _each(self, x: Lanes) -> Iterator[tuple[_LaneOps, Lane, Tensor]]:
@@ -212,20 +248,30 @@ class ReplayOps:
     def _product(self, x: Lanes, inputs: Lanes, linear: Linear) -> Lanes:
         name = linear.weight.name
         parts: list[list[Tensor]] = [[] for _ in self._lanes]
-        lost, whole = np.zeros(len(x)), np.zeros(len(x))
+        # of a weight's rounding all positions count together; of inputs', each for itself, or the loudest would hide the rest
+        lost, whole = ([np.zeros(1) for _ in x] for _ in range(2))
+        weights = [lane.weights(name) for lane in self._lanes]
         samples = [_sample(each) for each in x]
+        rounded = [_sample(each) for each in inputs]
         flat = [
             each.reshape(-1, each.shape[-1]) for each in inputs
         ]  # a product of matrices takes less than half of many small ones
         for rows in self._slices(name):
             for index, (used_rows, before) in enumerate(rows):
-                parts[index].append(flat[index] @ used_rows.T)
-                if before is not None:
-                    lost[index] += np.square(samples[index] @ (used_rows - before).T).sum(dtype=np.float64)
-                    whole[index] += np.square(samples[index] @ before.T).sum(dtype=np.float64)
-        for index in np.flatnonzero(whole).tolist():
-            self.errors[index][name] = float(lost[index] / whole[index])
+                parts[index].append(self._lanes[index].numerics.out_of(flat[index] @ used_rows.T, weights[index]))
+                if self._lanes[index].watched == "inputs" and weights[index].scheme is not None:
+                    lost[index] = lost[index] + _energies((rounded[index] - samples[index]) @ used_rows.T)
+                    whole[index] = whole[index] + _energies(samples[index] @ used_rows.T)
+                elif before is not None:
+                    lost[index] += _energies(samples[index] @ (used_rows - before).T).sum()
+                    whole[index] += _energies(samples[index] @ before.T).sum()
+        for index in np.flatnonzero([np.any(each) for each in whole]).tolist():
+            ratios = np.divide(lost[index], whole[index], out=np.zeros_like(whole[index]), where=whole[index] > 0)
+            self.errors[index][name] = float(ratios.mean())
         y = [np.concatenate(each, axis=-1).reshape(*like.shape[:-1], -1) for each, like in zip(parts, x, strict=True)]
+        for lane, reach, into, out in zip(self._lanes, self.reach, x, y, strict=True):
+            if lane.watched == "reach":
+                reach[name] = largest(into), largest(out)
         if linear.bias is not None:
             for ops, lane, each in self._each(y):
                 each += ops.array(lane.weights(linear.bias.name))
@@ -247,7 +293,8 @@ class ReplayOps:
                 key = (id(weight.tensor), weight.scheme, id(weight.importance), lane.quantize)
                 if key not in made:
                     made[key] = used(weight, rows(weight), lane.quantize)
-                found.append((made[key], rows(weight).values if lane.watched and weight.scheme is not None else None))
+                compared = lane.watched == "weights" and weight.scheme is not None
+                found.append((made[key], rows(weight).values if compared else None))
             return found
 
         spans, step = list(weights[0].tensor.slices(self._slice_bytes)), 8
@@ -294,6 +341,12 @@ def _stacked(texts: Sequence[Ids]) -> Ids:
 def _flat(x: Tensor, texts: Sequence[Ids]) -> Tensor:
     """[texts, longest, D] as the positions of the texts, one text behind the other: [positions, D]."""
     return np.concatenate([row[: len(text)] for row, text in zip(x, texts, strict=True)])
+
+
+def _energies(y: Tensor) -> NDArray[np.float64]:
+    """Sums of squares of rows [positions, out]."""
+    found: NDArray[np.float64] = np.square(y).sum(axis=-1, dtype=np.float64)
+    return found
 
 
 def _sample(x: Tensor) -> Tensor:

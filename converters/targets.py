@@ -1,10 +1,11 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has two functions and three constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises
+module has two functions and four constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises
 UsageError where the recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take
 for so many bits. `BLOCKS` are the block sizes that they have, 0 for whole rows; `BLOCK_SIZE` and `KV` are the block and the
-cache that suit them where nobody asks for another.
+cache that suit them where nobody asks for another. `NO_ACTIVATIONS` says which activations the kernels do not take, in bits:
+the reason, and what to do instead.
 
 Beside `export` there is `fidelity`, by which what was written is measured: how its runtime rounds activations, and what lies in
 the file.
@@ -76,6 +77,11 @@ class Target(Protocol):
     @property
     def KV(self) -> str:  # noqa: N802
         """What keys and values are kept in by default, beside quantized weights."""
+        ...
+
+    @property
+    def NO_ACTIVATIONS(self) -> Mapping[int, tuple[str, str]]:  # noqa: N802
+        """Why there are no activations of so many bits beside quantized weights, and what to do."""
         ...
 
     def plan(

@@ -174,16 +174,20 @@ class Weight:
 
     Attributes:
         importance: float32 [in], mean square of every input channel over a text, for methods that weigh errors by it.
+        activations: bits of what comes into its product, where the weight has a scheme; see `Recipe`.
     """
 
     name: str
     tensor: LazyTensor
     scheme: Scheme | None = None
     importance: Array | None = None
+    activations: int = 8
 
 
 def on_grids(
     tensors: Callable[[str], LazyTensor], recipe: Recipe, importance: Mapping[str, Array] = MappingProxyType({})
 ) -> Callable[[str], Weight]:
     """Weights by canonical name, each made once, with the schemes that a recipe gives them."""
-    return cache(lambda name: Weight(name, tensors(name), recipe.scheme(name), importance.get(name)))
+    return cache(
+        lambda name: Weight(name, tensors(name), recipe.scheme(name), importance.get(name), recipe.activations_of(name))
+    )

@@ -52,6 +52,7 @@ def convert(
     recipe: str | os.PathLike[str] | None = None,
     bits_per_weight: float | None = None,
     kv: str | None = None,
+    activations: str | None = None,
     calibration: str | os.PathLike[str] | None = None,
     adapter: str | os.PathLike[str] | None = None,
     max_ram: int | None = None,
@@ -78,6 +79,9 @@ def convert(
             than the recipe's where nobody named a method, a block or a recipe.
         kv: "fp32" or "int8": what keys and values are kept in; scales of int8 are found on a text that comes with edgellm. None
             takes int8 on tflite where the weights are quantized, else fp32.
+        activations: "dynamic" (8 bits, rounded as they come), "int16" (with scales from a text; tflite, for hardware that wants
+            it) or "none" (float32; onnx), of what comes into products with quantized weights. None takes dynamic. On onnx,
+            dynamic leaves those products in float32 where 8 bits cost too much, as a text shows.
         calibration: a UTF-8 text of the domain that the model will work in, for methods that weigh errors by one and for scales
             of an 8-bit cache; None takes the one that comes with edgellm, "none" does without: rtn, and a cache in fp32.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
@@ -97,6 +101,7 @@ def convert(
         FidelityError: the bundle lost too much, or its graph does not compute what was quantized.
         UsageError: an argument that makes no sense.
     """
+    from edgellm import activations as activations_of
     from edgellm import fidelity
     from edgellm.converters import quantizers, targets
     from edgellm.converters.architectures import describe
@@ -119,6 +124,7 @@ def convert(
         recipe=recipe,
         calibration=calibration,
         preset=preset,
+        activations=activations,
     )
     wanted_recipes = choices.recipes(back_ends)  # says what cannot be before a source is opened
     workers = min(os.cpu_count() or 1, 4)
@@ -135,6 +141,7 @@ def convert(
         rough = stored_bytes(source_spec, tensors, wanted_recipes)
         check_disk(folder, rough, "the bundle", "-o")  # said now, and not after minutes
         ready = prepare(choices, back_ends, source_spec, tensors, text.tokenizer, limits, on_phase)
+        ready = activations_of.settled(ready, back_ends, choices, text.tokenizer, limits, on_phase)
         quantize = quantizers.find(ready.method)
         plans = {
             name: back_end.plan(ready.spec, ready.tensors, ready.recipes[name], ready.calibration)

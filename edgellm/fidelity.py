@@ -19,6 +19,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Literal
 
 from edgellm import evaluation
+from edgellm.activations import differ, said
 from edgellm.bundle import Bundle, FileEntry, Graph, add_card
 from edgellm.card import Card, GraphCard, LinearError, Rounding
 from edgellm.card_page import page
@@ -178,7 +179,9 @@ class _Lab:
         self._starts, self._where = pieces.starts(STARTS[wanted.preset])
         shared = cache(origin.tensors)  # one object a tensor: what lanes have in common is read once
         self._origin = Origin(origin.spec, shared)
-        self._quantized = {name: shared if each.tensors is origin.tensors else each.tensors for name, each in made.items()}
+        self._quantized = {
+            name: shared if each.tensors is origin.tensors else cache(each.tensors) for name, each in made.items()
+        }
 
     def measure(self) -> dict[str, GraphCard]:
         """The figures of every graph, one graph loaded at a time."""
@@ -192,8 +195,9 @@ class _Lab:
             if made.kind != "fp32":
                 numerics = targets.fidelity(name).numerics(made.recipe, self._calibration)
                 weights = on_grids(self._quantized[name], made.recipe, self._calibration.importance)
-                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched=True)
-                lanes[f"{name} {FLOAT}"] = Lane(weights, self._starts, made.quantize)
+                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched="weights")
+                floats = on_grids(self._quantized[name], replace(made.recipe, activations=32), self._calibration.importance)
+                lanes[f"{name} {FLOAT}"] = Lane(floats, self._starts, made.quantize)
                 if made.kind == "int4" and made.calibrated:
                     weights = on_grids(self._origin.tensors, made.plainly_rounded())
                     plain[f"{name} {ROUNDED}"] = Lane(weights, self._starts, numerics=numerics)
@@ -208,7 +212,8 @@ class _Lab:
         vocab = self._bundle.spec.vocab_size
         quantized, plain = found.get(f"{name} {QUANTIZED}"), found.get(f"{name} {FLOAT}")
         models = {SOURCE: found[SOURCE]} | ({} if quantized is None else {QUANTIZED: quantized})
-        notes: list[str] = []
+        made = self._made[name].recipe
+        notes = [f"Activations: {said(made, self._bundle.spec)}."] if differ(made) else []
         activations = expected = rounding = None
         with self._session(name, self._bundle, notes) as session:
             pairs = [(SOURCE, other) for other in (QUANTIZED, RUN)]

@@ -69,6 +69,12 @@ def export_litertlm(
             where=opened.path,
             fix="convert the model with --target tflite",
         )
+    if opened.recipe_of(opened.graphs[RUNTIME]).activations == 16:
+        raise BundleError(
+            "its graph has int16 activations, which are not packed for LiteRT-LM",
+            where=opened.path,
+            fix="convert the model without --activations int16",
+        )
     context = _context(opened, max_context)
     if Path(file).suffix != SUFFIX:
         raise UsageError(f"LiteRT-LM takes files named *{SUFFIX} only", where=file, fix=f"name it {Path(file).stem}{SUFFIX}")

@@ -128,11 +128,13 @@ class Rule:
 
     Attributes:
         method: what made their codes, where that was not the recipe's method: IMPORTED.
+        activations: bits of what comes into their products, where that is not as the recipe says.
     """
 
     pattern: str
     scheme: Scheme | None
     method: str | None = None
+    activations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,8 @@ class Recipe:
     Attributes:
         kv: bits of keys and values, 8 or 32.
         calibration: sha256 of the token ids of the text that had a say in scales, or None where none had.
+        activations: bits of what comes into products with quantized weights: 8 (rounded as it comes), 16 (scales fixed
+            beforehand), or 32 for float32.
     """
 
     name: str
@@ -149,6 +153,7 @@ class Recipe:
     rules: tuple[Rule, ...] = ()
     kv: int = 32
     calibration: str | None = None
+    activations: int = 8
 
     def rule(self, tensor: str) -> Rule | None:
         """The rule of the tensor with this canonical name."""
@@ -158,3 +163,10 @@ class Recipe:
         """The scheme of the tensor with this canonical name."""
         rule = self.rule(tensor)
         return None if rule is None else rule.scheme
+
+    def activations_of(self, tensor: str) -> int:
+        """Bits of what comes into the product with the tensor of this canonical name; 32 where it is not quantized."""
+        rule = self.rule(tensor)
+        if rule is None or rule.scheme is None:
+            return 32
+        return self.activations if rule.activations is None else rule.activations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,11 @@ def exported(
     spec: ModelSpec,
     tensors: Callable[[str], LazyTensor],
     recipe: Recipe = FP32,
-    accuracy_level: int = export.FLOAT_ACTIVATIONS,
+    activations: int = 32,
     calibration: Calibration = NOTHING,
 ) -> OnnxModel:
     """Export into `folder` in deliberately small slices, and open the graph."""
-    plan = export.plan(spec, tensors, recipe, calibration, accuracy_level)
+    plan = export.plan(spec, tensors, replace(recipe, activations=activations), calibration)
     targets.write([plan], folder, rtn.quantize, slice_bytes=5000, workers=2, on_bytes=lambda name, count: None)
     return OnnxModel(folder / plan.graph.file)
 

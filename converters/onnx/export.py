@@ -35,7 +35,10 @@ GRAPH_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 BLOCK_SIZE, KV = 32, "fp32"  # onnxruntime-genai takes no 8-bit cache
 OPSET, IR_VERSION = 21, 10
-INT8_ACTIVATIONS, FLOAT_ACTIVATIONS = 4, 0
+LEVELS = {8: 4, 32: 0}  # accuracy_level by the bits of activations
+NO_ACTIVATIONS = {
+    16: ("onnxruntime's products with quantized weights take no 16-bit activations", "use none, or --target tflite")
+}
 BITS, BLOCKS = (4, 8), (16, 32, 64, 128)
 PAST_KEY, PAST_VALUE = "past_key_values.{layer}.key", "past_key_values.{layer}.value"
 PRESENT_KEY, PRESENT_VALUE = "present.{layer}.key", "present.{layer}.value"
@@ -62,13 +65,7 @@ class OnnxPlan:
             genai_config.write(folder, self.graph, self.spec, text, generation)
 
 
-def plan(
-    spec: ModelSpec,
-    tensors: Callable[[str], LazyTensor],
-    recipe: Recipe,
-    calibration: Calibration = NOTHING,
-    accuracy_level: int = INT8_ACTIVATIONS,
-) -> OnnxPlan:
+def plan(spec: ModelSpec, tensors: Callable[[str], LazyTensor], recipe: Recipe, calibration: Calibration = NOTHING) -> OnnxPlan:
     """Build the graph and lay out its data; no weight is read.
 
     Raises:
@@ -78,7 +75,7 @@ def plan(
     ranges = calibration.cache if recipe.kv == 8 else ()
     layout = DataLayout()
     builder = GraphBuilder(layout, DATA_FILE)
-    ops = OnnxOps(builder, spec.max_context, accuracy_level, [each.grid(centered=False) for each in ranges])
+    ops = OnnxOps(builder, spec.max_context, LEVELS, [each.grid(centered=False) for each in ranges])
     positions = ops.positions("input_ids", "attention_mask", "logits_start")
     logits = decode(spec, on_grids(tensors, recipe, calibration.importance), ops, Value("input_ids"), positions)
     builder.node("Identity", [ops.name(logits)], ["logits"])

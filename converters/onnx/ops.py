@@ -11,7 +11,7 @@ Operator specifications: onnxruntime's contrib operators, domain com.microsoft, 
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -65,15 +65,17 @@ class OnnxOps:
     Args:
         graph: where nodes and initializers go.
         max_context: rows of the rotary tables.
-        accuracy_level: of every MatMulNBits: 4 computes with int8 activations, 0 with float32.
+        levels: accuracy_level of a MatMulNBits, by the bits of its inputs.
         grids: of the cache, by layer, where keys and values are kept in 8 bit.
     """
 
-    def __init__(self, graph: GraphBuilder, max_context: int, accuracy_level: int, grids: Sequence[CacheGrid] = ()) -> None:
+    def __init__(
+        self, graph: GraphBuilder, max_context: int, levels: Mapping[int, int], grids: Sequence[CacheGrid] = ()
+    ) -> None:
         self._grids = grids
         self.graph = graph
         self._max_context = max_context
-        self._accuracy_level = accuracy_level
+        self._levels = levels
         self._rotary: dict[Rotary, tuple[str, str]] = {}
 
     # -- Ops ------------------------------------------------------------------------------------------------------
@@ -232,7 +234,7 @@ class OnnxOps:
             N=n,
             bits=scheme.bits,
             block_size=scheme.block,
-            accuracy_level=self._accuracy_level,
+            accuracy_level=self._levels[weight.activations],
         )
 
     def _gather_quantized(self, ids: str, table: Weight, scheme: Scheme) -> str:

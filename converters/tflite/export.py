@@ -34,6 +34,9 @@ GRAPH_FILE = "model.tflite"
 SIGNATURES = (("decode", 1, True), ("prefill_8", 8, False), ("prefill_128", 128, False), ("logits_16", 16, True))
 BLOCKS = (0, 32, 64, 128)
 BLOCK_SIZE, KV = 32, "int8"
+NO_ACTIVATIONS = {
+    32: ("LiteRT makes float32 of weights whose products take it, 8 times their memory", "use int16, or --target onnx")
+}
 AXES = ("batch", "kv_heads", "capacity", "head_dim")
 KEY_AXES_INT8 = ("batch", "kv_heads", "head_dim", "capacity")
 KEY, VALUE = "kv_cache_k_{layer}", "kv_cache_v_{layer}"
@@ -88,7 +91,7 @@ def plan(
     subgraphs = []
     for name, tokens, has_logits in SIGNATURES:
         graph = Subgraph(name, shared)
-        ops = TfliteOps(graph, tokens, store.tensor, [each.grid(centered=True) for each in ranges])
+        ops = TfliteOps(graph, tokens, store.tensor, [each.grid(centered=True) for each in ranges], fixed=calibration.fixed)
         ids = graph.input("tokens", (tokens,), np.int32)
         logits = decode(spec, weights, ops, ids, ops.positions())
         if has_logits:
@@ -129,6 +132,12 @@ class Store:
             return Tensor(weight.name, shape, schema.TensorType.FLOAT32, self._floats[weight.name])
         if weight.name not in self._jobs:
             _check_grid(weight, weight.scheme)
+            if weight.activations == 16 and weight.scheme.block:
+                raise UsageError(
+                    f"'{weight.name}' is in blocks, and int16 activations need a scale a row",
+                    where="--recipe",
+                    fix="say block = 0",
+                )
             job = QuantizedJob.add(self._layout, weight, weight.scheme)
             scales = None if job.block_scales is None else Buffer(place=job.block_scales)
             self._jobs[weight.name] = job, Buffer(place=job.codes), scales

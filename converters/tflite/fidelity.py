@@ -1,7 +1,8 @@
 """What XNNPACK does to activations, and the weights as they lie in the file.
 
 Where a weight has codes, each row of inputs is rounded to 8 bits, asymmetric, between the least and the largest value of the
-row and zero. There is no switch to turn that off, so what the file holds is read, and runs on the numpy back end.
+row and zero. 16 bits have scales that were fixed beforehand, for what goes in and for what comes out. There is no switch to
+turn that off, so what the file holds is read, and runs on the numpy back end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ RUNS = False  # what was written is told by reading it
 def numerics(recipe: Recipe, calibration: Calibration) -> Numerics:
     """What the kernels do to activations."""
     grids = tuple(each.grid(centered=True) for each in calibration.cache) if recipe.kv == 8 else ()
-    return Numerics(round_inputs, grids)
+    return Numerics(round_inputs, grids, calibration.fixed)
 
 
 def round_inputs(x: Array, scheme: Scheme) -> Array:

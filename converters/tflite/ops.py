@@ -1,6 +1,7 @@
 """The TFLite back end of `Ops`: each operation as operators that XNNPACK runs.
 
-    linear      FULLY_CONNECTED with int8 or int4 weights: XNNPACK quantizes each row of activations as it comes
+    linear      FULLY_CONNECTED with int8 or int4 weights: XNNPACK quantizes each row of activations as it comes; with int16
+                activations, whose scales are fixed, QUANTIZE stands before it and DEQUANTIZE behind
     embed       EMBEDDING_LOOKUP; a tied head reads the same bytes
     attention   DYNAMIC_UPDATE_SLICE into the cache, two BATCH_MATMULs with the query heads of a group as rows of one product;
                 an 8-bit cache keeps its keys transposed, and is made float32 layer by layer as it is read
@@ -12,8 +13,9 @@ A subgraph has one token count T; the cache's capacity S is resized at run time,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -63,6 +65,7 @@ class TfliteOps:
         weight: the tensor of a weight in this subgraph, over data shared with the others.
         grids: of the cache, by layer, where keys and values are kept in 8 bit.
         capacity: slots of the cache in the file.
+        fixed: scales of what goes into a product in 16 bits and comes out of it, by the name of its weight.
     """
 
     def __init__(
@@ -72,12 +75,15 @@ class TfliteOps:
         weight: Callable[[Subgraph, Weight], Tensor],
         grids: Sequence[CacheGrid] = (),
         capacity: int = CAPACITY,
+        fixed: Mapping[str, tuple[float, float]] = MappingProxyType({}),
     ) -> None:
         self.graph = graph
         self._capacity = capacity
         self._grids = grids
         self._tokens = tokens
         self._weight = weight
+        self._fixed = fixed
+        self._codes: dict[tuple[int, float], tuple[Tensor, Tensor]] = {}  # values, by id and scale, and their codes of 16 bits
         self._parts: dict[int, Part] = {}  # by the id of their value, which they keep alive
 
     # -- Ops ------------------------------------------------------------------------------------------------------
@@ -184,11 +190,27 @@ class TfliteOps:
     # -- parts ----------------------------------------------------------------------------------------------------
 
     def _matmul(self, x: Tensor, weight: Weight, bias: Weight | None) -> Tensor:
+        if weight.scheme is not None and weight.activations == 16:
+            return self._int16_product(x, weight, bias)
         options = schema.FullyConnectedOptionsT()
         options.keepNumDims = True
         options.asymmetricQuantizeInputs = weight.scheme is not None
         inputs = [x, self._weight(self.graph, weight), None if bias is None else self._weight(self.graph, bias)]
         return self.graph.emit("FULLY_CONNECTED", inputs, (*x.shape[:-1], weight.tensor.shape[0]), options)
+
+    def _int16_product(self, x: Tensor, weight: Weight, bias: Weight | None) -> Tensor:
+        """A product of 16-bit inputs. Its bias would be a code whose scale is known only when the weight was rounded."""
+        into, out = self._fixed[weight.name]
+        shape, kind = (*x.shape[:-1], weight.tensor.shape[0]), schema.TensorType.INT16
+        options = schema.FullyConnectedOptionsT()
+        options.keepNumDims = True
+        if (id(x), into) not in self._codes:
+            codes = self.graph.emit("QUANTIZE", [x], x.shape, kind=kind, grid=Grid(np.array([into], np.float32)))
+            self._codes[id(x), into] = x, codes
+        inputs = [self._codes[id(x), into][1], self._weight(self.graph, weight), None]
+        y = self.graph.emit("FULLY_CONNECTED", inputs, shape, options, kind, Grid(np.array([out], np.float32)))
+        y = self.graph.emit("DEQUANTIZE", [y], shape, kind=schema.TensorType.FLOAT32)
+        return y if bias is None else self._add(y, self._weight(self.graph, bias))
 
     def _appended(self, new: Tensor, name: str, positions: Positions, *, codes: bool, transposed: bool) -> Tensor:
         """Append new keys or values [T, KV, d] to their cache; all of it as float32 [1, KV, S, d], or [1, KV, d, S]."""

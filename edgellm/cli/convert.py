@@ -66,6 +66,12 @@ class Target(click.ParamType[str]):
     help="What keys and values are kept in: int8 is smaller, faster after long prompts [default: int8 on tflite, else fp32]",
 )
 @click.option(
+    "--activations",
+    metavar="[dynamic|int16|none]",
+    help="What comes into products with quantized weights: 8 bits, rounded as it comes, 16 with scales from a text (tflite; "
+    "slow on a CPU), or float32 (onnx; slow). [default: dynamic, and on onnx float32 where a text shows it costs too much]",
+)
+@click.option(
     "--calibration",
     metavar="FILE|none",
     help="A text of the model's domain to weigh rounding errors by. [default: one that comes with edgellm]",
@@ -92,6 +98,7 @@ def command(
     block_size: str | None,
     recipe: Path | None,
     kv: str | None,
+    activations: str | None,
     calibration: str | None,
     adapter: str | None,
     max_ram: int | None,
@@ -107,6 +114,7 @@ def command(
     from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
+    from edgellm import activations as activations_of
     from edgellm.conversion import Progress, convert
 
     columns = (TextColumn("{task.description:<28}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
@@ -127,6 +135,7 @@ def command(
             block_size=None if block_size is None else int(block_size),
             recipe=recipe,
             kv=kv,
+            activations=activations,
             calibration=calibration,
             adapter=adapter,
             max_ram=max_ram,
@@ -142,5 +151,8 @@ def command(
     click.echo(
         f"{output}: {bundle.spec.architecture}, {bundle.recipe.name}, {readable(bundle.size())}, made in {elapsed:.1f} s"
     )
+    for name, graph in bundle.graphs.items():
+        if activations_of.differ(bundle.recipe_of(graph)):
+            click.echo(f"{name}: activations: {activations_of.said(bundle.recipe_of(graph), bundle.spec)}")
     for line in said(bundle):
         click.echo(line)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from edgellm.activations import said
 from edgellm.cli._fidelity import verdicts
 from edgellm.cli._options import readable, to_json
 from edgellm.errors import plain
@@ -39,7 +40,7 @@ class Facts:
     Attributes:
         needs: what each graph of a bundle takes, by runtime; of a source, what each `--quant` would.
         files: name to bytes, for a bundle.
-        tensors: bits, block and method of every matrix, by what `needs` is by.
+        tensors: bits, block, method and activations of every matrix, by what `needs` is by.
         fidelity: a bundle's card, if it has one.
     """
 
@@ -89,6 +90,9 @@ def _of_bundle(bundle: Bundle) -> Facts:
     choice = choose(bundle)
     details = {"recipe": bundle.recipe.name, "method": bundle.recipe.method, "made by": bundle.producer}
     details |= {name: _grids(bundle.recipe_of(graph), bundle.spec) for name, graph in bundle.graphs.items()}
+    for name, graph in bundle.graphs.items():
+        if bundle.recipe_of(graph).rules:
+            details[f"activations of {name}"] = said(bundle.recipe_of(graph), bundle.spec)
     details["default"] = f"{choice.name}; {choice.reason}"
     details |= {f"fidelity of {name}": line for name, line in verdicts(bundle).items()}
     if bundle.provenance.revision:
@@ -130,13 +134,14 @@ def _rules(recipe: Recipe, spec: ModelSpec) -> dict[str, Rule | None]:
 
 
 def _tensors(recipe: Recipe, spec: ModelSpec) -> dict[str, dict[str, Any]]:
-    """Bits, block and method of every matrix."""
+    """Bits, block and method of every matrix, and bits of what comes into its product."""
     tensors = {}
     for name, rule in _rules(recipe, spec).items():
         scheme = None if rule is None else rule.scheme
         own = None if rule is None or scheme is None else rule.method or recipe.method
         bits, block = (32, None) if scheme is None else (scheme.bits, scheme.block)
-        tensors[name] = {"bits": bits, "block": block, "symmetric": None if scheme is None else scheme.symmetric, "method": own}
+        symmetric, activations = None if scheme is None else scheme.symmetric, recipe.activations_of(name)
+        tensors[name] = {"bits": bits, "block": block, "symmetric": symmetric, "method": own, "activations": activations}
     return tensors
 
 

@@ -13,7 +13,7 @@ import edgellm as library
 from edgellm.bundle import Bundle
 from edgellm.converters import targets
 from edgellm.scheme import Scheme
-from tests import synthetic
+from tests import synthetic, tiny_folder
 from tests.cli.conftest import edgellm, start
 
 
@@ -40,6 +40,21 @@ def test_options_choose_the_grid(
     assert (scheme and (scheme.bits, scheme.block)) == grid
     assert result.stdout.startswith(f"{tmp_path / 'out'}: llama, {name}, ")
     assert result.stderr == ""
+
+
+def test_products_that_take_other_inputs_are_told(tmp_path: Path) -> None:
+    """By the conversion, and by `inspect` afterwards; what takes the same everywhere is no news."""
+    loud = tiny_folder.write_loud(tmp_path / "source")
+    said = "8 bits, rounded as they come; float32 into layers.1.down"
+    done = edgellm("convert", loud, "-o", tmp_path / "out", "--quant", "int8")
+    assert f"\nonnx: activations: {said}\n" in done.stdout
+    assert f"\nactivations of onnx {said}\n" in edgellm("inspect", tmp_path / "out").stdout
+    asked = edgellm("convert", loud, "-o", tmp_path / "asked", "--quant", "int8", "--activations", "none")
+    assert (asked.exit_code, "activations" in asked.stdout) == (0, False)
+    assert "\nactivations of onnx float32\n" in edgellm("inspect", tmp_path / "asked").stdout
+    refused = edgellm("convert", loud, "-o", tmp_path / "no", "--activations", "int8")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith("error: --activations: 8 bits with scales fixed beforehand ruin a model")
 
 
 def test_both_runtimes_in_one_folder(both: Path) -> None:

@@ -64,9 +64,9 @@ def test_inspect_says_how_each_tensor_is_stored(tmp_path: Path) -> None:
     assert edgellm("convert", folder, "-o", tmp_path / "out", "--recipe", tmp_path / "r.toml").exit_code == 0
     source = json.loads(edgellm("inspect", folder, "--json").stdout)
     bundle = json.loads(edgellm("inspect", tmp_path / "out", "--json").stdout)
-    imported = {"bits": 4, "block": 32, "symmetric": False, "method": "imported"}
-    table = {"bits": 8, "block": 64, "symmetric": True, "method": METHODS["int4"]}
-    plain = {"bits": 32, "block": None, "symmetric": None, "method": None}
+    imported = {"bits": 4, "block": 32, "symmetric": False, "method": "imported", "activations": 8}
+    table = {"bits": 8, "block": 64, "symmetric": True, "method": METHODS["int4"], "activations": 8}
+    plain = {"bits": 32, "block": None, "symmetric": None, "method": None, "activations": 32}
     linears = [f"layers.{layer}.{name}.weight" for layer in (0, 1) for name in ("q", "k", "v", "o", "gate", "up", "down")]
     wanted = {"embed.weight": table, **dict.fromkeys(linears, imported), "head.weight": table}
     assert source["tensors"]["int4"] == wanted

@@ -102,7 +102,7 @@ def test_the_graph_has_the_settled_codes(architecture: str, variant: str, tmp_pa
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
     found = ready(spec, tensors, letters.to_str().encode(), graphs=("onnx",))
     chosen = found.recipes["onnx"]
-    got = onnx_model.exported(tmp_path, found.spec, found.tensors, recipe=chosen, accuracy_level=0).run(IDS, 0)
+    got = onnx_model.exported(tmp_path, found.spec, found.tensors, recipe=chosen).run(IDS, 0)
     ours = ReferenceModel(found.spec, on_grids(found.tensors, chosen)).logits(IDS)
     plain = ReferenceModel(spec, on_grids(tensors, chosen)).logits(IDS)
     assert np.abs(got - ours).max() < 1e-3 * np.abs(ours).max()

@@ -91,7 +91,7 @@ def test_the_error_of_a_linear_is_what_its_output_loses() -> None:
     """The first linear's inputs are known: normed embeddings."""
     spec, tensors = opened("llama")
     grids = on_grids(tensors, Recipe("int4", "rtn", (Rule("layers.0.q.weight", Scheme(4, 32)),)))
-    (found,) = replay(spec, [Lane(grids, TEXTS[:1], watched=True)])
+    (found,) = replay(spec, [Lane(grids, TEXTS[:1], watched="weights")])
     x = tensors("embed.weight").array()[TEXTS[0]].astype(np.float64)
     x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps) * tensors("layers.0.attn_norm.weight").array()
     weight = tensors("layers.0.q.weight").array()
@@ -136,3 +136,37 @@ def test_a_weight_that_is_not_finite_is_named() -> None:
     weights = plain(lambda name: Broken(tensors(name)) if name == "layers.1.up.weight" else tensors(name))
     with pytest.raises(SourceError, match=r"layers\.1\.up\.weight: the weight is not finite"):
         replay(spec, [Lane(weights, TEXTS, numerics=Numerics())])
+
+
+def test_the_error_of_inputs_counts_positions_alike() -> None:
+    """A token that is a thousand times as loud as the others hides nothing: embeddings into the first product, by hand."""
+    spec, tensors = opened("llama")
+    spec = replace(spec, pre_norm=False)
+    table = tensors("embed.weight").array()
+    table[TEXTS[0][0]] *= 1000
+    loud = InMemory(table)
+    recipe = Recipe("int8", "rtn", (Rule("layers.0.q.weight", Scheme(8, 32)),))
+    grids = on_grids(lambda name: loud if name == "embed.weight" else tensors(name), recipe)
+
+    def halves(x: np.ndarray, scheme: Scheme) -> np.ndarray:
+        return np.rint(x * 2) / 2
+
+    (found,) = replay(spec, [Lane(grids, TEXTS[:1], numerics=Numerics(halves), watched="inputs")])
+    x = table[TEXTS[0]].astype(np.float64)
+    weight = rtn.quantize(tensors("layers.0.q.weight").array(), Scheme(8, 32)).dequantize().astype(np.float64)
+    lost, whole = (np.square(each @ weight.T).sum(axis=-1) for each in (halves(x, Scheme(8, 32)) - x, x))
+    assert (lost / whole)[0] < 1e-4 * np.mean(lost / whole)
+    assert found.errors == {"layers.0.q.weight": pytest.approx(np.mean(lost / whole), rel=1e-3)}
+
+
+def test_how_far_values_reach() -> None:
+    """Into the head and out of it, and into the first product."""
+    spec, tensors = opened("llama", "biases")
+    (found,) = replay(spec, [Lane(plain(tensors), TEXTS[:1], watched="reach")])
+    x = tensors("embed.weight").array()[TEXTS[0]]
+    x = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + spec.norm_eps) * tensors("layers.0.attn_norm.weight").array()
+    product = x @ tensors("layers.0.v.weight").array().T  # before its bias
+    assert found.reach["layers.0.v.weight"] == pytest.approx((np.abs(x).max(), np.abs(product).max()), rel=1e-5)
+    assert len(found.reach) == 7 * len(spec.layers)
+    product = found.product(slice(None), 0, spec.vocab_size)
+    np.testing.assert_allclose(product * np.float32(spec.logit_scale), every(found, spec.vocab_size), rtol=1e-6)

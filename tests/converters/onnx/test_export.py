@@ -84,7 +84,7 @@ def test_int8_activations_stay_close(architecture: str, variant: str, tmp_path: 
     checkpoint = MemoryCheckpoint(source.config, source.state)
     spec, tensors = describe(checkpoint)
     wanted = recipe("int8", "rtn", 32, export.grid)
-    model = exported(tmp_path, spec, tensors, wanted, export.INT8_ACTIVATIONS)
+    model = exported(tmp_path, spec, tensors, wanted, activations=8)
     logits, expected = model.run(IDS, 0), reference(spec, checkpoint, wanted)
     assert 0 < np.linalg.norm(logits - expected) < 0.03 * np.linalg.norm(expected)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +11,12 @@ import pytest
 from numpy.typing import NDArray
 
 from edgellm.converters.architectures import describe
+from edgellm.converters.calibration import NOTHING
 from edgellm.converters.numpy_ops import NumpyOps, ReferenceModel
 from edgellm.converters.recipes import recipe
+from edgellm.converters.replay import Lane, largest, replay
 from edgellm.converters.tflite import export
+from edgellm.converters.tflite.graph import schema
 from edgellm.converters.tflite.stored import read_weights
 from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
 from edgellm.errors import SourceError, UsageError
@@ -74,6 +79,39 @@ def test_quantized_logits_are_those_of_the_same_grid(
     session.rewind(0)
     got, alike = session.logits(IDS), same_grid.logits(IDS)
     assert rms(got - alike) < (0.1 if quant == "int4" else 0.8) * rms(got - plain.logits(IDS))
+
+
+@pytest.mark.parametrize(("architecture", "variant"), CASES)
+@pytest.mark.parametrize("quant", ["int8", "int4"])
+def test_sixteen_bits_with_fixed_scales_are_next_to_float32(
+    architecture: str, variant: str, quant: str, tmp_path: Path
+) -> None:
+    """Against numpy on the same weights with float32 activations; scales go as far as this text does."""
+    source = tiny(architecture, variant)
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    wanted = replace(recipe(quant, "rtn", 0, export.grid), activations=16)
+    weights = on_grids(tensors, replace(wanted, activations=32))
+    (found,) = replay(spec, [Lane(weights, [IDS], watched="reach")])
+    head = "embed.weight" if spec.tied_head else "head.weight"
+    reach = {**found.reach, head: (largest(found.hidden), largest(found.product(slice(None), 0, spec.vocab_size)))}
+    fixed = {name: (into / 32767, out / 32767) for name, (into, out) in reach.items()}
+    got = (
+        tflite_model.exported(tmp_path, spec, tensors, wanted, calibration=replace(NOTHING, fixed=fixed)).session().logits(IDS)
+    )
+    exact = ReferenceModel(spec, weights).logits(IDS)
+    assert 0 < rms(got - exact) < 2e-3 * rms(exact)
+    operators = graph_operators(tmp_path / export.GRAPH_FILE)
+    products = 7 * len(spec.layers) + 1
+    assert operators["FULLY_CONNECTED"] == products
+    assert operators["QUANTIZE"] == 4 * len(spec.layers) + 1, "q, k and v share theirs, and so do gate and up"
+
+
+def graph_operators(path: Path) -> Counter[str]:
+    """How often each operator stands in the signature that gives logits of every position."""
+    model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(path.read_bytes(), 0))
+    names = {value: name for name, value in vars(schema.BuiltinOperator).items() if not name.startswith("_")}
+    graph = next(graph for graph in model.subgraphs if graph.name == b"logits_16")
+    return Counter(names[model.operatorCodes[operator.opcodeIndex].builtinCode] for operator in graph.operators)
 
 
 def rms(values: NDArray[np.float32]) -> float:
