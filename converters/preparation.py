@@ -25,7 +25,7 @@ from edgellm.converters.statistics import Statistics
 from edgellm.converters.targets import Target
 from edgellm.converters.transforms import rotation, scaling
 from edgellm.converters.weights import Array, LazyTensor, Unsettled, Weight, on_grids
-from edgellm.errors import ResourceError
+from edgellm.errors import ResourceError, SourceError
 from edgellm.scheme import IMPORTED, Recipe
 from edgellm.spec import ModelSpec
 
@@ -174,7 +174,10 @@ def _smoothed(
         peaks.update({name: each.peaks for name, each in statistics.items() if each.peaks is not None})
         on_phase("looking", layer / len(spec.layers))
 
-    windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
+    try:
+        windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
+    except SourceError:  # the model's own tokenizer: no reason to refuse what can do without
+        return tensors
     _calibrated(spec, tensors, windows, limits, observe, peaks=True)
     if turned:
         peaks = {name: values for name, values in peaks.items() if recipes.role(name) in ("o", "down")}
