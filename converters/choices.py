@@ -14,7 +14,6 @@ from edgellm.scheme import Recipe
 
 STATIC = ("static", "int8", "static-int8", "int8-static")  # what somebody may call scales of 8 bits that are fixed beforehand
 ROW_SCALES = 0  # the block of products that take int16: a scale a row
-MARGIN = 0.1  # bits per linear weight that are spent where they do most, beyond what the recipe gives all
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Choices:
         method: None takes the level's own.
         block_size: None for the target's own.
         kv: "fp32", "int8", or None for the target's own.
-        bits_per_weight: of the linears, for a search of mixed precision; None for a little more than the recipe's.
+        bits_per_weight: of the linears, for a search of mixed precision; None for what the target adds to the recipe's.
         file: the recipe file.
         text: to calibrate on; None takes the one that comes with edgellm.
         rounds_anew: somebody named the method, so that codes which the source brings are not kept.

@@ -17,7 +17,7 @@ import numpy as np
 from edgellm._version import __version__
 from edgellm.converters import allocation, calibration_text, quantizers, recipes
 from edgellm.converters.calibration import NOTHING, Calibration, OnLayer, calibrate, digest
-from edgellm.converters.choices import MARGIN, Choices
+from edgellm.converters.choices import Choices
 from edgellm.converters.quantizers import imatrix
 from edgellm.converters.settling import Settler, needed_bytes
 from edgellm.converters.shelf import Shelf
@@ -216,7 +216,7 @@ def _mixed(
     if budget is None:
         shapes = {name: tensors(name).shape for name in names}
         bits = sum(allocation.bits_of(scheme, shapes[name]) for name in names if (scheme := recipe.scheme(name)) is not None)
-        budget = bits / sum(rows * width for rows, width in shapes.values()) + MARGIN
+        budget = bits / sum(rows * width for rows, width in shapes.values()) + target.EXTRA_BITS
     search = allocation.Search(spec, tensors, recipe, known, windows[0], target.grid, target.BLOCKS, quantizers.find(method))
     wants = search.wants(budget)
     return recipes.refined(recipe, recipes.matrices(spec), wants, target.grid, choices.size(target))

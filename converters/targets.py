@@ -1,11 +1,11 @@
 """Targets: what a back end that writes bundles provides.
 
 A target is a package of this folder with a module `export`, named as its runtime is (`onnx`), and found by that name. The
-module has two functions and four constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises
+module has two functions and a few constants. `plan(spec, tensors, recipe, calibration) -> Plan` reads no weight; it raises
 UsageError where the recipe asks for a grid that the kernels do not take. `grid(bits, block) -> Scheme` names the one they take
-for so many bits. `BLOCKS` are the block sizes that they have, 0 for whole rows; `BLOCK_SIZE` and `KV` are the block and the
-cache that suit them where nobody asks for another. `NO_ACTIVATIONS` says which activations the kernels do not take, in bits:
-the reason, and what to do instead.
+for so many bits. `BLOCKS` are the block sizes that they have, 0 for whole rows; `BLOCK_SIZE`, `KV` and `EXTRA_BITS` are the
+block, the cache and the bits of mixed precision that suit them where nobody asks for others. `NO_ACTIVATIONS` says which
+activations the kernels do not take, in bits: the reason, and what to do instead.
 
 Beside `export` there is `fidelity`, by which what was written is measured: how its runtime rounds activations, and what lies in
 the file.
@@ -72,6 +72,11 @@ class Target(Protocol):
     @property
     def BLOCK_SIZE(self) -> int:  # noqa: N802, a module's constant
         """Weights that share a scale by default, 0 for whole rows."""
+        ...
+
+    @property
+    def EXTRA_BITS(self) -> float:  # noqa: N802
+        """Bits per linear weight that int4 spends where they do most, beyond what it gives all: a trade of size and speed."""
         ...
 
     @property

@@ -35,6 +35,7 @@ GRAPH_FILE = "model_compat.tflite"
 # Longer chunks are no faster a token, and each signature that runs packs 4-bit weights for itself: so there are few.
 SIGNATURES = (("decode", 1, True), ("prefill_16", 16, False), ("logits_16", 16, True))
 BLOCKS, BLOCK_SIZE, KV = (0,), 0, "fp32"
+EXTRA_BITS = 0.1
 NO_ACTIVATIONS = dict.fromkeys(
     (16, 32), ("tflite-runtime has 8-bit activations only beside quantized weights", "leave it out, or use another --target")
 )

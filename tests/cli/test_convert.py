@@ -46,7 +46,7 @@ def test_products_that_take_other_inputs_are_told(tmp_path: Path) -> None:
     """By the conversion, and by `inspect` afterwards; what takes the same everywhere is no news."""
     loud = tiny_folder.write_loud(tmp_path / "source")
     said = "8 bits, rounded as they come; float32 into layers.1.down"
-    done = edgellm("convert", loud, "-o", tmp_path / "out", "--quant", "int8")
+    done = edgellm("convert", loud, "-o", tmp_path / "out", "--method", "gptq")
     assert f"\nonnx: activations: {said}\n" in done.stdout
     assert f"\nactivations of onnx {said}\n" in edgellm("inspect", tmp_path / "out").stdout
     asked = edgellm("convert", loud, "-o", tmp_path / "asked", "--quant", "int8", "--activations", "none")
