@@ -13,6 +13,7 @@ from dataclasses import dataclass
 Tables = Mapping[str, Mapping[int, str]]
 MAX_TABLES = 1 << 20  # a 3B model has 20,000; lists that share their tables could make more of them than the file has bytes
 SCALARS = {"u8": 1, "i32": 4, "u32": 4, "f32": 4, "u64": 8, "i64": 8}
+SIGNED = {"i32": "i", "i64": "q"}
 
 
 class Damage(Exception):
@@ -92,8 +93,10 @@ class Reader:
             return self.table(at, kind)
         item = kind[1:-1]
         if item in SCALARS:
-            count = self._items(at, SCALARS[item])
-            return struct.unpack(f"<{count}i", self._data[at + 4 : at + 4 + 4 * count]) if item == "i32" else count
+            size = SCALARS[item]
+            count = self._items(at, size)
+            form = SIGNED.get(item)
+            return struct.unpack(f"<{count}{form}", self._data[at + 4 : at + 4 + size * count]) if form else count
         count = self._items(at, 4)
         self._tables += count
         if self._tables > MAX_TABLES:

@@ -91,8 +91,11 @@ def _check_indices(model: Table, size: int) -> None:
             if any(length < 0 for length in tensor.numbers(0)):
                 raise Damage("a tensor has a negative size")
             quantization = tensor.fields.get(4)
-            if isinstance(quantization, Table) and isinstance(details := quantization.fields.get(5), Table):
-                _within([details.number(0)], len(tensors), "tensor")
+            if isinstance(quantization, Table):
+                if any(not -128 <= point <= 127 for point in quantization.numbers(3)):
+                    raise Damage("a zero point lies outside of its codes")
+                if isinstance(details := quantization.fields.get(5), Table):
+                    _within([details.number(0)], len(tensors), "tensor")
         _within([*subgraph.numbers(1), *subgraph.numbers(2)], len(tensors), "tensor")
         for operator in subgraph.tables(3):
             _within([operator.number(0)], len(codes), "operator code")

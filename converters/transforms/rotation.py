@@ -124,4 +124,5 @@ def _size(gamma: Array) -> np.float32:
 
 def _beside_one(turn: Orthogonal, gamma: Array) -> Array:
     """R.T diag(g / c) R - I, float32 [n, n]."""
-    return turn.rows(turn.columns(np.diag(gamma / _size(gamma) - 1)))
+    with np.errstate(all="ignore"):  # what is not finite is said by whoever writes it
+        return turn.rows(turn.columns(np.diag(gamma / _size(gamma) - 1)))
