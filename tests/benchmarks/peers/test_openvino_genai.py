@@ -167,9 +167,12 @@ def test_the_number_of_threads_is_kept(threads: int, smollm2: Model) -> None:
     engine = opened(smollm2, "q8_0", threads)
     prompt = np.resize(smollm2.ids, 512).tolist()
     engine.time_prefill(prompt)
-    first, second, *rest = [*busiest(lambda: [engine.time_prefill(prompt) for _ in range(4)]), 0.0, 0.0]
-    assert (second > 0.05 * first) == (threads == 2), (first, second)  # on a busy machine they share unevenly
-    assert sum(rest) < 0.2 * first
+    shares = []
+    for _ in range(4):  # on a busy machine the threads share unevenly at times
+        first, second, *rest = [*busiest(lambda: [engine.time_prefill(prompt) for _ in range(4)]), 0.0, 0.0]
+        shares.append(second / first)
+        assert sum(rest) < 0.2 * first
+    assert (max(shares) > 0.3) == (threads == 2), shares
     engine.close()
 
 
