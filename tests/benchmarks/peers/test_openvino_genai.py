@@ -172,7 +172,7 @@ def test_the_number_of_threads_is_kept(threads: int, smollm2: Model) -> None:
         first, second, *rest = [*busiest(lambda: [engine.time_prefill(prompt) for _ in range(4)]), 0.0, 0.0]
         shares.append(second / first)
         assert sum(rest) < 0.2 * first
-    assert (max(shares) > 0.3) == (threads == 2), shares
+    assert (max(shares) > 0.05) == (threads == 2), shares  # a thread that has no part in it has none at all
     engine.close()
 
 
