@@ -25,7 +25,8 @@ demo: $(VENV)/.installed
 
 # The whole suite, slow tests and real models included.
 test: $(VENV)/.tested $(COMPAT)/.installed models
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25 -m "not alone"
+	$(BIN)/python -m pytest -m alone
 
 # What takes seconds: for the loop of editing and trying.
 fast: $(VENV)/.tested

@@ -161,18 +161,16 @@ def busiest(work: Callable[[], object]) -> list[float]:
     return sorted((spent - before.get(thread, 0.0) for thread, spent in after.items()), reverse=True)
 
 
+@pytest.mark.alone
 @pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_the_number_of_threads_is_kept(threads: int, smollm2: Model) -> None:
     engine = opened(smollm2, "q8_0", threads)
     prompt = np.resize(smollm2.ids, 512).tolist()
     engine.time_prefill(prompt)
-    shares = []
-    for _ in range(4):  # on a busy machine the threads share unevenly at times
-        first, second, *rest = [*busiest(lambda: [engine.time_prefill(prompt) for _ in range(4)]), 0.0, 0.0]
-        shares.append(second / first)
-        assert sum(rest) < 0.2 * first
-    assert (max(shares) > 0.05) == (threads == 2), shares  # a thread that has no part in it has none at all
+    first, second, *rest = [*busiest(lambda: [engine.time_prefill(prompt) for _ in range(4)]), 0.0, 0.0]
+    assert (second > 0.3 * first) == (threads == 2), (first, second)
+    assert sum(rest) < 0.2 * first
     engine.close()
 
 
