@@ -23,9 +23,10 @@ demo: $(VENV)/.installed
 	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --runtime tflite --max-tokens 128 --temperature 0
 	$(BIN)/edgellm bench $(BUNDLE) --json $(BUNDLE).json
 
-# The whole suite, slow tests and real models included.
+# The whole suite, slow tests and real models included. Where tests run side by side each has one thread for its algebra: with
+# more they wait for each other.
 test: $(VENV)/.tested $(COMPAT)/.installed models
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25 -m "not alone"
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25 -m "not alone"
 	$(BIN)/python -m pytest -m alone
 
 # What takes seconds: for the loop of editing and trying.

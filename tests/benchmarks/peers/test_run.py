@@ -106,7 +106,7 @@ def test_a_childs_memory_is_its_own(run: tuple[dict[str, Any], Path]) -> None:
     """getrusage would count this process at the time of the fork."""
     report, folder = run
     ballast = np.ones(100_000_000, np.float64)
-    (bundle,) = folder.rglob("edgellm-onnx-int8")
+    (bundle,) = folder.rglob("edgellm-onnx-int8.*")
     job = Job("speed", "edgellm_onnx", "int8", str(bundle), 1, report["models"][0]["ids"], prefill=8, depths=(4,), steps=2)
     assert run_child(job)["rss"] < ballast.nbytes / 2
 
@@ -127,7 +127,7 @@ def test_only_a_gguf_is_permuted(tiny_source: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_permuted_model_is_a_model_of_the_table(models: Callable[[str], Path], tmp_path: Path) -> None:
     sizes = ("--threads", 1, "--trials", 1, "--prefill", 16, "--depths", 4, "--steps", 2, "--positions", 60)
-    wanted = ("edgellm_onnx:int4-b32", "edgellm_onnx:int8", "llama_cpp:q4_0")
+    wanted = ("edgellm_onnx:int4-b32-rtn", "edgellm_onnx:int8", "llama_cpp:q4_0")
     arguments = ("--peers", *wanted, *sizes, "--json", tmp_path / "out.json", "--noisy")
     source = models("smollm2")
     done = command_line("--models", source, f"{source}-permuted", *arguments, cache=tmp_path)
