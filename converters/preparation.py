@@ -75,6 +75,11 @@ class Prepared:
         if self.shelf is not None:
             self.shelf.clear()
 
+    def release(self) -> None:
+        """Done with, whether the bundle is written or not: the next attempt finds what is on the shelf."""
+        if self.shelf is not None:
+            self.shelf.release()
+
 
 def prepare(
     choices: Choices,
@@ -258,7 +263,11 @@ def _calibrate(
         settler(layer, statistics)
         report(layer, statistics)
 
-    found = _calibrated(spec, tensors, windows, limits, settled, hessians=True, journal=shelf)
+    try:
+        found = _calibrated(spec, tensors, windows, limits, settled, hessians=True, journal=shelf)
+    except BaseException:
+        shelf.release()
+        raise
     return Prepared(spec, cache(lambda name: shelf.tensor(name, tensors(name))), chosen, found, method, shelf)
 
 

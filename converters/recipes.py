@@ -25,6 +25,7 @@ TABLE_BLOCK = 64  # of the embedding and the head, at the least: in 8 bit a fine
 LINEARS = ("q", "k", "v", "o", "gate", "up", "down")
 TABLES = ("embed", "head")
 SINGLE = (*TABLES, "final")  # in no layer
+FINAL = "final.weight"
 FUSED = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))  # what back ends make one product of, where schemes agree
 FLOAT_BITS = 32
 
@@ -68,7 +69,7 @@ def recipe(
 def matrices(spec: ModelSpec) -> tuple[str, ...]:
     """Canonical names of every weight that can be quantized: tables and linears."""
     linears = [f"layers.{layer}.{name}.weight" for layer in range(len(spec.layers)) for name in LINEARS]
-    final = ("final.weight",) if spec.final_linear else ()
+    final = (FINAL,) if spec.final_linear else ()
     return ("embed.weight", *linears, *final, *(() if spec.tied_head else ("head.weight",)))
 
 
@@ -100,7 +101,8 @@ def refined(
         default = max(block_size, TABLE_BLOCK) if role(name) in SINGLE and want.bits == 8 else block_size
         scheme = None if want.bits == FLOAT_BITS else grid(want.bits, default if want.block is None else want.block)
         rules[name] = Rule(name, scheme)
-    return replace(base, method=base.method if base.rules else method, rules=compact(rules.values()))
+    later = [rule for rule in base.rules if rule.pattern == FINAL and FINAL not in rules]  # of the model once it is rotated
+    return replace(base, method=base.method if base.rules else method, rules=(*compact(rules.values()), *later))
 
 
 def products(spec: ModelSpec, recipe: Recipe) -> list[tuple[str, ...]]:

@@ -6,9 +6,12 @@ whose number it ends with; what a dead one left is taken over, or removed after 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -25,6 +28,8 @@ from edgellm.scheme import QTensor, Scheme
 STAGE = "stage.npz"
 INTERVAL = 10.0  # seconds between stages that are kept
 WEEK = 7 * 24 * 3600.0
+IN_USE: set[str] = set()  # keys of this process
+LOCK = threading.Lock()
 
 
 class Shelf:
@@ -36,6 +41,9 @@ class Shelf:
 
     def __init__(self, key: str) -> None:
         home = cache_dir() / "shelves"
+        with LOCK:  # another thread may be converting the same
+            self._key = key = next(own for own in _numbered(key) if own not in IN_USE)
+            IN_USE.add(key)
         self._folder = home / f"{key}.{os.getpid()}"
         self._kept = time.monotonic()
         try:
@@ -46,6 +54,7 @@ class Shelf:
                 left.rename(self._folder)
             self._folder.mkdir(exist_ok=True)
         except OSError as error:
+            self.release()
             raise _unusable(error, home) from error
 
     def put(self, name: str, codes: QTensor) -> None:
@@ -108,6 +117,11 @@ class Shelf:
     def clear(self) -> None:
         """Remove everything."""
         shutil.rmtree(self._folder, ignore_errors=True)
+        self.release()
+
+    def release(self) -> None:
+        """Leave what is here to the next one with this key."""
+        IN_USE.discard(self._key)
 
     def _file(self, name: str, scheme: Scheme, part: str) -> Path:
         grid = (
@@ -129,6 +143,11 @@ class Shelved(LazyTensor):
     def on_grid(self, scheme: Scheme, start: int, stop: int) -> QTensor | None:
         found = self._shelf.rows(self._name, scheme, start, stop, self.shape[1])
         return self._base.on_grid(scheme, start, stop) if found is None else found
+
+
+def _numbered(key: str) -> Iterator[str]:
+    yield key
+    yield from (f"{key}-{number}" for number in itertools.count(2))
 
 
 def _tidy(home: Path) -> None:

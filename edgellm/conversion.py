@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
@@ -135,12 +136,14 @@ def convert(
         if progress is not None:
             progress(Progress(int(share * PARTS), PARTS, phase))
 
-    with open_checkpoint(str(source), revision=revision, adapter=adapter) as checkpoint:
+    with ExitStack() as opened:
+        checkpoint = opened.enter_context(open_checkpoint(str(source), revision=revision, adapter=adapter))
         source_spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
         rough = stored_bytes(source_spec, tensors, wanted_recipes)
         check_disk(folder, rough, "the bundle", "-o")  # said now, and not after minutes
         ready = prepare(choices, back_ends, source_spec, tensors, text.tokenizer, limits, on_phase)
+        opened.callback(ready.release)
         ready = activations_of.settled(ready, back_ends, choices, text.tokenizer, limits, on_phase)
         quantize = quantizers.find(ready.method)
         plans = {

@@ -65,6 +65,11 @@ def ready(
     )
 
 
+def letters() -> bytes:
+    """A tokenizer for tiny models that come without one."""
+    return Tokenizer(models.BPE({chr(code): code - 25 for code in range(32, 127)}, [])).to_str().encode()
+
+
 def test_each_graph_gets_codes_on_its_own_grid(tiny_source: Path) -> None:
     """By the method alone, called on whole weights with the statistics of the same text."""
     with open_checkpoint(tiny_source) as checkpoint:
@@ -97,10 +102,9 @@ def test_each_graph_gets_codes_on_its_own_grid(tiny_source: Path) -> None:
 @pytest.mark.parametrize(("architecture", "variant"), CASES)
 def test_the_graph_has_the_settled_codes(architecture: str, variant: str, tmp_path: Path) -> None:
     """For every architecture the exported graph is far nearer to numpy on these codes than to codes by plain rounding."""
-    letters = Tokenizer(models.BPE({chr(code): code - 25 for code in range(32, 127)}, []))
     source = tiny(architecture, variant)
     spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
-    found = ready(spec, tensors, letters.to_str().encode(), graphs=("onnx",))
+    found = ready(spec, tensors, letters(), graphs=("onnx",))
     chosen = found.recipes["onnx"]
     got = onnx_model.exported(tmp_path, found.spec, found.tensors, recipe=chosen).run(IDS, 0)
     ours = ReferenceModel(found.spec, on_grids(found.tensors, chosen)).logits(IDS)
@@ -109,22 +113,26 @@ def test_the_graph_has_the_settled_codes(architecture: str, variant: str, tmp_pa
     assert np.abs(got - plain).max() > 10 * np.abs(got - ours).max()
 
 
-def test_a_run_that_was_stopped_goes_on_where_it_was(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "INTERVAL", 0)
+def stop_in_the_last_layer(spec: ModelSpec, tensors: Tensors, tokenizer: bytes) -> None:
+    """As Ctrl-C would."""
 
     class Stop(BaseException):
-        """What Ctrl-C would be."""
+        """What no handler of errors catches."""
 
+    def stop(layer: int) -> None:
+        if layer == len(spec.layers) - 1:
+            raise Stop
+
+    with pytest.raises(Stop):
+        ready(spec, tensors, tokenizer, stop)
+
+
+def test_a_run_that_was_stopped_goes_on_where_it_was(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "INTERVAL", 0)
     with open_checkpoint(tiny_source) as checkpoint:
         spec, tensors = describe(checkpoint)
         tokenizer, last = checkpoint.text().tokenizer, len(spec.layers) - 1
-
-        def stop(layer: int) -> None:
-            if layer == last:
-                raise Stop
-
-        with pytest.raises(Stop):
-            ready(spec, tensors, tokenizer, stop)
+        stop_in_the_last_layer(spec, tensors, tokenizer)
         seen: list[int] = []
         resumed = ready(spec, tensors, tokenizer, seen.append)
         assert seen == [last], "the layers before were kept"
@@ -151,17 +159,9 @@ def test_what_a_stopped_run_left_is_for_the_same_conversion_only(
 ) -> None:
     monkeypatch.setattr(shelf, "INTERVAL", 0)
     (tmp_path / "own.txt").write_text("another text, of other words " * 400, encoding="utf-8")
-
-    class Stop(BaseException):
-        """What Ctrl-C would be."""
-
     with open_checkpoint(tiny_source) as checkpoint:
         spec, tensors = describe(checkpoint)
         tokenizer, last = checkpoint.text().tokenizer, len(spec.layers) - 1
-
-        def stop(layer: int) -> None:
-            if layer == last:
-                raise Stop
 
         def doubled(name: str) -> LazyTensor:
             return (
@@ -170,12 +170,45 @@ def test_what_a_stopped_run_left_is_for_the_same_conversion_only(
                 else tensors(name)
             )
 
-        with pytest.raises(Stop):
-            ready(spec, tensors, tokenizer, stop)
+        stop_in_the_last_layer(spec, tensors, tokenizer)
         said = {"text": {"calibration": tmp_path / "own.txt"}, "block": {"block_size": 64}, "weights": {}}[other]
         seen: list[int] = []
         ready(spec, doubled if other == "weights" else tensors, tokenizer, seen.append, **said).clear()
         assert seen == list(range(last + 1))
+
+
+def test_two_that_convert_the_same_at_once_do_not_share_a_shelf(tiny_source: Path) -> None:
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        tokenizer = checkpoint.text().tokenizer
+        first, second = ready(spec, tensors, tokenizer), ready(spec, tensors, tokenizer)
+        name = "layers.0.q.weight"
+        scheme = first.recipes["onnx"].scheme(name)
+        assert scheme is not None
+        wanted = first.tensors(name).on_grid(scheme, 0, 4)
+        first.clear()
+        found = second.tensors(name).on_grid(scheme, 0, 4)
+        second.clear()
+    assert wanted is not None
+    assert found is not None
+    assert (found.codes == wanted.codes).all()
+
+
+def test_a_recipe_for_some_leaves_the_linear_before_the_head_in_8_bits(tmp_path: Path) -> None:
+    """Rotation brings it, after the recipe was read."""
+    (tmp_path / "own.toml").write_text('[[rule]]\ntensors = "v"\nbits = 8\n', encoding="utf-8")
+    source = tiny("qwen2")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    found = ready(spec, tensors, letters(), method=None, recipe=tmp_path / "own.toml")
+    found.clear()
+    assert found.spec.final_linear
+    for recipe in found.recipes.values():
+        schemes = {name: recipe.scheme(name) for name in ("final.weight", "layers.0.v.weight", "layers.0.q.weight")}
+        assert {name: scheme and scheme.bits for name, scheme in schemes.items()} == {
+            "final.weight": 8,
+            "layers.0.v.weight": 8,
+            "layers.0.q.weight": 4,
+        }
 
 
 def test_a_stage_is_read_as_it_was_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,6 +231,7 @@ def test_a_damaged_stage_is_made_again(tiny_source: Path, monkeypatch: pytest.Mo
     with open_checkpoint(tiny_source) as checkpoint:
         spec, tensors = describe(checkpoint)
         first = ready(spec, tensors, checkpoint.text().tokenizer)
+        first.release()
         stage = next((cache_dir() / "shelves").glob("*/stage.npz"))
         stage.write_bytes(stage.read_bytes()[:-100])
         seen: list[int] = []
