@@ -81,4 +81,4 @@ def test_bits_are_where_the_errors_are(made: Made) -> None:
 def test_it_knows_what_follows(made: Made, runtime: str) -> None:
     with edgellm.load(made.bundle.path, runtime=runtime) as llm:
         text = llm.generate("Monday, Tuesday, Wednesday, Thursday,", max_tokens=12, temperature=0).text
-    assert "Friday" in text
+    assert text.startswith(" Friday")  # after that the source itself has " Saturday" and " and" within .02 of each other
