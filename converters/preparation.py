@@ -8,14 +8,16 @@ Each step is there for those that want it: a conversion by rounding alone takes 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 
 from edgellm._version import __version__
 from edgellm.converters import allocation, calibration_text, quantizers, recipes
+from edgellm.converters.architectures.base import tensor_shapes
 from edgellm.converters.calibration import NOTHING, Calibration, OnLayer, calibrate, digest
 from edgellm.converters.choices import Choices
 from edgellm.converters.quantizers import imatrix
@@ -110,15 +112,16 @@ def prepare(
         if _needed(spec, tensors, limits):
             # the next best for what memory was allowed, and nothing that wants more of it
             method, mixes = "imatrix", mixes and choices.bits_per_weight is not None
-        elif all(_was_trained_for(recipe, tensors, spec) for recipe in chosen.values()):
+        elif any(_was_trained_for(recipe, tensors, spec) for recipe in chosen.values()):  # one basis serves all graphs
             method, mixes = "imatrix", False
         if method != choices.rounding:
             chosen = {name: each if each.method == IMPORTED else replace(each, method=method) for name, each in chosen.items()}
     turned = rotates(method, chosen, spec)
     if turned:
         spec, tensors = rotation.apply(spec, tensors)
-    if choices.looks and any(map(_smooths, chosen.values())):
-        tensors = _smoothed(choices, spec, tensors, tokenizer, limits, on_phase, turned)
+    if choices.looks and any(_smooths(each, spec) for each in chosen.values()):
+        tensors, text = _smoothed(choices, spec, tensors, tokenizer, limits, on_phase, turned)
+        chosen = {name: replace(each, calibration=text) for name, each in chosen.items()}
     if not any(map(_asks, chosen.values())):
         return Prepared(spec, tensors, chosen, NOTHING, method)
 
@@ -127,7 +130,8 @@ def prepare(
         windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
         known = _calibrated(spec, tensors, windows, limits, lambda layer, _: on_phase("looking", layer / len(spec.layers)))
         if transform is not None:
-            tensors = transform(spec, tensors, known.importance, next(iter(chosen.values())))
+            tensors, importance = transform(spec, tensors, known.importance, list(chosen.values()))
+            known = replace(known, importance=importance)
         if mixes:
             chosen = {
                 name: _mixed(choices, targets[name], recipe, spec, tensors, known, windows, method)
@@ -150,16 +154,16 @@ def _recipes(choices: Choices, targets: Mapping[str, Target], spec: ModelSpec, t
 
 def rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
     """Whether another basis helps: with 8 bits, and with few that make up for their errors."""
-    if any(map(_imports, chosen.values())) or any(map(_has_floats, chosen.values())):
+    if any(_imports(each) or _has_floats(each, spec) for each in chosen.values()):
         return False
     if any(map(_has_few_bits, chosen.values())):
         return quantizers.find_settle(method) is not None
     return rotation.fits(spec) is None
 
 
-def _smooths(recipe: Recipe) -> bool:
+def _smooths(recipe: Recipe, spec: ModelSpec) -> bool:
     """Whether loud inputs are to share their range with weights: beside 8-bit weights, which have some to spare."""
-    schemes = [recipe.scheme(f"layers.0.{name}.weight") for name in recipes.LINEARS]
+    schemes = [recipe.scheme(name) for name in recipes.linears(spec)]
     return all(scheme is not None and scheme.bits == 8 for scheme in schemes) and not _imports(recipe)
 
 
@@ -171,8 +175,11 @@ def _smoothed(
     limits: Limits,
     on_phase: OnPhase,
     turned: bool,
-) -> Tensors:
-    """The same function with inputs that round better; what a rotated residual gives has no loud channels left."""
+) -> tuple[Tensors, str | None]:
+    """The same function with inputs that round better, and the text's digest.
+
+    What a rotated residual gives has no loud channels left.
+    """
     peaks: dict[str, Array] = {}
 
     def observe(layer: int, statistics: Mapping[str, Statistics]) -> None:
@@ -182,12 +189,12 @@ def _smoothed(
     try:
         windows = calibration_text.windows(tokenizer, spec, DIAGONAL_TOKENS, choices.text)
     except SourceError:  # the model's own tokenizer: no reason to refuse what can do without
-        return tensors
+        return tensors, None
     _calibrated(spec, tensors, windows, limits, observe, peaks=True)
     if turned:
         peaks = {name: values for name, values in peaks.items() if recipes.role(name) in ("o", "down")}
     alpha = scaling.ROTATED_ALPHA if turned else scaling.ALPHA
-    return scaling.apply(spec, tensors, scaling.smooth(spec, tensors, peaks, alpha))
+    return scaling.apply(spec, tensors, scaling.smooth(spec, tensors, peaks, alpha)), digest(windows)
 
 
 def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:
@@ -205,6 +212,23 @@ def _was_trained_for(recipe: Recipe, tensors: Tensors, spec: ModelSpec) -> bool:
     return whole > 0 and lost < TRAINED * whole
 
 
+def _budget(choices: Choices, target: Target, recipe: Recipe, spec: ModelSpec, tensors: Tensors) -> float:
+    """Bits for each weight of the layers' linears."""
+
+    def bits(names: Iterable[str]) -> float:
+        schemes = ((recipe.scheme(name), tensors(name).shape) for name in names)
+        return sum(allocation.bits_of(scheme, shape) for scheme, shape in schemes if scheme is not None)
+
+    def weights(names: Iterable[str]) -> int:
+        return sum(int(np.prod(tensors(name).shape, dtype=np.int64)) for name in names)
+
+    names, asked = recipes.linears(spec), choices.bits_per_weight
+    if asked is None:
+        return bits(names) / weights(names) + target.EXTRA_BITS
+    final = [recipes.FINAL] if spec.final_linear else []  # a linear too, which keeps its 8 bits
+    return (asked * weights([*names, *final]) - bits(final)) / weights(names)
+
+
 def _mixed(
     choices: Choices,
     target: Target,
@@ -216,12 +240,7 @@ def _mixed(
     method: str,
 ) -> Recipe:
     """The recipe with more bits for what gains most by them."""
-    names = [name for name in recipes.matrices(spec) if name.startswith("layers.")]
-    budget = choices.bits_per_weight
-    if budget is None:
-        shapes = {name: tensors(name).shape for name in names}
-        bits = sum(allocation.bits_of(scheme, shapes[name]) for name in names if (scheme := recipe.scheme(name)) is not None)
-        budget = bits / sum(rows * width for rows, width in shapes.values()) + target.EXTRA_BITS
+    budget = _budget(choices, target, recipe, spec, tensors)
     search = allocation.Search(spec, tensors, recipe, known, windows[0], target.grid, target.BLOCKS, quantizers.find(method))
     wants = search.wants(budget)
     return recipes.refined(recipe, recipes.matrices(spec), wants, target.grid, choices.size(target))
@@ -320,9 +339,9 @@ def _has_few_bits(recipe: Recipe) -> bool:
     return any(rule.scheme is not None and rule.scheme.bits < 8 and rule.method is None for rule in recipe.rules)
 
 
-def _has_floats(recipe: Recipe) -> bool:
-    """Whether linears stay in float32: what is not rounded needs no other basis."""
-    return any(recipe.scheme(f"layers.0.{name}.weight") is None for name in recipes.LINEARS)
+def _has_floats(recipe: Recipe, spec: ModelSpec) -> bool:
+    """Whether linears stay in float32: then their values stay as they are, and so does the basis of all."""
+    return any(recipe.scheme(name) is None for name in recipes.linears(spec))
 
 
 def _imports(recipe: Recipe) -> bool:
@@ -341,11 +360,10 @@ def _needed(spec: ModelSpec, tensors: Tensors, limits: Limits) -> int:
 
 
 def _key(spec: ModelSpec, tensors: Tensors, chosen: Mapping[str, Recipe], text: str) -> str:
-    """What codes depend on. Of the weights one row each has to do."""
+    """What codes depend on: this code, and of the weights one row each has to do."""
     found = hashlib.sha256(repr((__version__, spec, text, sorted(chosen.items()))).encode())
-    for layer in range(len(spec.layers)):
-        for name in recipes.LINEARS:
-            tensor = tensors(f"layers.{layer}.{name}.weight")
-            middle = tensor.shape[0] // 2
-            found.update(tensor.rows(middle, middle + 1).tobytes())
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        found.update(file.read_bytes())
+    for name, (rows, *_) in tensor_shapes(spec).items():
+        found.update(tensors(name).rows(rows // 2, rows // 2 + 1).tobytes())
     return found.hexdigest()[:32]

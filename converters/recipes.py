@@ -62,15 +62,19 @@ def recipe(
         return Recipe("fp32", "none", kv=KV[kv], activations=bits)
     tables = tuple(Rule(f"{name}.weight", grid(8, max(block_size, TABLE_BLOCK))) for name in SINGLE)
     scheme = grid(4 if quant == "int4" else 8, block_size)
-    linears = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
-    return Recipe(quant, method or METHODS[quant], tables + linears, KV[kv], activations=bits)
+    rest = tuple(Rule(f"layers.*.{name}.weight", scheme) for name in LINEARS)
+    return Recipe(quant, method or METHODS[quant], tables + rest, KV[kv], activations=bits)
+
+
+def linears(spec: ModelSpec) -> tuple[str, ...]:
+    """Canonical names of the weights of all layers' linears."""
+    return tuple(f"layers.{layer}.{name}.weight" for layer in range(len(spec.layers)) for name in LINEARS)
 
 
 def matrices(spec: ModelSpec) -> tuple[str, ...]:
     """Canonical names of every weight that can be quantized: tables and linears."""
-    linears = [f"layers.{layer}.{name}.weight" for layer in range(len(spec.layers)) for name in LINEARS]
     final = (FINAL,) if spec.final_linear else ()
-    return ("embed.weight", *linears, *final, *(() if spec.tied_head else ("head.weight",)))
+    return ("embed.weight", *linears(spec), *final, *(() if spec.tied_head else ("head.weight",)))
 
 
 def role(name: str) -> str:

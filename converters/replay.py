@@ -162,9 +162,8 @@ def replay(
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
         ops = ReplayOps(lanes, pool, slice_bytes, on_layer)
         names = lanes[0].weights
-        x = ops.embed([_stacked(lane.texts) for lane in lanes], names("embed.weight"), spec.embed_scale)
-        x = decoder.body(spec, names, ops, x, [])
-        x = [_flat(each, lane.texts) for each, lane in zip(x, lanes, strict=True)]
+        x = ops.embed([np.concatenate(lane.texts)[None] for lane in lanes], names("embed.weight"), spec.embed_scale)
+        x = [each[0] for each in decoder.body(spec, names, ops, x, [])]
         x = ops.norm(x, names("norm.weight"), spec.norm_eps)
         if spec.final_linear:
             x = ops.add(x, ops.linears(x, [Linear(names("final.weight"))])[0])
@@ -187,7 +186,7 @@ def used(weight: Weight, rows: Rows, quantize: Quantize) -> Array:
 
 
 class ReplayOps:
-    """`Ops` on the tensors of several lanes; one weight is held at a time.
+    """`Ops` on the tensors of several lanes, [1, positions of all texts, D]; one weight is held at a time.
 
     Attributes:
         errors, reach: of the linears so far, by lane.
@@ -199,6 +198,7 @@ class ReplayOps:
         self.errors: list[dict[str, float]] = [{} for _ in lanes]
         self.reach: list[dict[str, tuple[float, float]]] = [{} for _ in lanes]
         self._lanes = lanes
+        self._ends = [np.cumsum([len(text) for text in lane.texts])[:-1] for lane in lanes]
         self._ops = [_LaneOps(lane) for lane in lanes]
         self._pool, self._slice_bytes, self._on_layer = pool, slice_bytes, on_layer
 
@@ -221,7 +221,8 @@ class ReplayOps:
 
     def attention(self, q: Lanes, k: Lanes, v: Lanes, spec: AttentionSpec, layer: int, positions: object) -> Lanes:
         self._on_layer(layer)
-        return [ops.attend(a, b, c, spec, layer) for ops, a, b, c in zip(self._ops, q, k, v, strict=True)]
+        each = zip(self._ops, q, k, v, self._ends, strict=True)
+        return [ops.attend(a, b, c, ends, spec, layer) for ops, a, b, c, ends in each]
 
     def gated(self, gate: Lanes, up: Lanes, activation: Activation) -> Lanes:
         return [ops.gated(a, b, activation) for ops, a, b in zip(self._ops, gate, up, strict=True)]
@@ -253,9 +254,7 @@ class ReplayOps:
         weights = [lane.weights(name) for lane in self._lanes]
         samples = [_sample(each) for each in x]
         rounded = [_sample(each) for each in inputs]
-        flat = [
-            each.reshape(-1, each.shape[-1]) for each in inputs
-        ]  # a product of matrices takes less than half of many small ones
+        flat = [each.reshape(-1, each.shape[-1]) for each in inputs]
         for rows in self._slices(name):
             for index, (used_rows, before) in enumerate(rows):
                 parts[index].append(self._lanes[index].numerics.out_of(flat[index] @ used_rows.T, weights[index]))
@@ -318,11 +317,11 @@ class _LaneOps(NumpyOps):
         found: Tensor = np.concatenate(rows)[where.reshape(ids.shape)] * np.float32(scale)
         return found
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, spec: AttentionSpec, layer: int) -> Tensor:
-        """One text after the other: the scores of all at once would be the largest thing in memory."""
-        positions = NumpyPositions(0, q.shape[1], "all")
-        each = [self.attention(q[i : i + 1], k[i : i + 1], v[i : i + 1], spec, layer, positions) for i in range(len(q))]
-        return np.concatenate(each)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, ends: Ids, spec: AttentionSpec, layer: int) -> Tensor:
+        """One text after the other, each a context of its own; `ends` are where all but the last end."""
+        texts = zip(*(np.split(each, ends, axis=1) for each in (q, k, v)), strict=True)
+        each = [self.attention(a, b, c, spec, layer, NumpyPositions(0, a.shape[1], "all")) for a, b, c in texts]
+        return np.concatenate(each, axis=1)
 
 
 class _PassingCache(NumpyCache):
@@ -332,17 +331,6 @@ class _PassingCache(NumpyCache):
         return k, v
 
 
-def _stacked(texts: Sequence[Ids]) -> Ids:
-    """Texts as rows [texts, longest]; what is filled up stands behind a text, which does not see it."""
-    longest = max(map(len, texts))
-    return np.stack([np.pad(text, (0, longest - len(text))) for text in texts])
-
-
-def _flat(x: Tensor, texts: Sequence[Ids]) -> Tensor:
-    """[texts, longest, D] as the positions of the texts, one text behind the other: [positions, D]."""
-    return np.concatenate([row[: len(text)] for row, text in zip(x, texts, strict=True)])
-
-
 def _energies(y: Tensor) -> NDArray[np.float64]:
     """Sums of squares of rows [positions, out]."""
     found: NDArray[np.float64] = np.square(y).sum(axis=-1, dtype=np.float64)
@@ -350,6 +338,6 @@ def _energies(y: Tensor) -> NDArray[np.float64]:
 
 
 def _sample(x: Tensor) -> Tensor:
-    """Some positions of x [texts, longest, D], spread evenly."""
+    """Some positions of x [1, positions, D], spread evenly."""
     flat: Tensor = x.reshape(-1, x.shape[-1])
     return flat[:: max(1, len(flat) // SAMPLE)]

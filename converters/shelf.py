@@ -6,6 +6,7 @@ whose number it ends with; what a dead one left is taken over, or removed after 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -13,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 from zipfile import BadZipFile
 
 import numpy as np
@@ -49,7 +51,7 @@ class Shelf:
         try:
             home.mkdir(parents=True, exist_ok=True)
             _tidy(home)
-            left = next((folder for folder in home.glob(f"{key}.*") if not alive(int(folder.suffix[1:]))), None)
+            left = next(filter(_is_left, home.glob(f"{key}.*")), None)
             if left is not None and left != self._folder:
                 left.rename(self._folder)
             self._folder.mkdir(exist_ok=True)
@@ -66,7 +68,8 @@ class Shelf:
         try:
             for part, values in (("codes", codes.codes), ("scales", codes.scales), ("zeros", codes.zero_points)):
                 if values is not None:
-                    np.save(self._file(name, codes.scheme, part), values)
+                    with _whole(self._file(name, codes.scheme, part)) as file:
+                        np.save(file, values)
         except OSError as error:
             raise _unusable(error, self._folder) from error
 
@@ -105,11 +108,9 @@ class Shelf:
         parts = {f"hidden.{index:06}": values for index, values in enumerate(stage.hidden)}
         parts |= {f"range.{index:06}": np.stack([each.low, each.high, each.reach]) for index, each in enumerate(stage.cache)}
         parts |= {f"in.{name}": values for name, values in stage.importance.items()}
-        partial = self._folder / f".{STAGE}"
         try:
-            with partial.open("wb") as file:
+            with _whole(self._folder / STAGE) as file:
                 np.savez(file, **parts)  # type: ignore[arg-type]  # the names are strings of ours
-            partial.replace(self._folder / STAGE)
         except OSError as error:
             raise _unusable(error, self._folder) from error
         self._kept = time.monotonic()
@@ -152,9 +153,27 @@ def _numbered(key: str) -> Iterator[str]:
 
 def _tidy(home: Path) -> None:
     """Remove what nobody came back for."""
-    for folder in home.iterdir():
-        if folder.stat().st_mtime < time.time() - WEEK and not alive(int(folder.suffix[1:])):
-            shutil.rmtree(folder, ignore_errors=True)
+    for folder in home.glob("*.*"):
+        with contextlib.suppress(FileNotFoundError):  # another process tidies up too
+            if _is_left(folder) and folder.stat().st_mtime < time.time() - WEEK:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether it is the folder of a process that has ended."""
+    owner = folder.suffix[1:]
+    return owner.isdecimal() and not alive(int(owner))
+
+
+@contextlib.contextmanager
+def _whole(path: Path) -> Iterator[BinaryIO]:
+    """A file that has its name only once all of it is on the disk: after a power cut it is read again."""
+    partial = path.with_name(f".{path.name}")
+    with partial.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
 
 
 def _unusable(error: OSError, where: Path) -> ResourceError:

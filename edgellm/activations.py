@@ -81,13 +81,15 @@ def settled(
         if fixed:
             raise
         return ready
+    text = digest(windows)
     recipes = dict(ready.recipes)
+    recipes |= {name: replace(recipes[name], calibration=recipes[name].calibration or text) for name in searched}
+    ready = replace(ready, recipes=dict(recipes))
     for name in searched:
         search = _Search(ready, name, windows, limits, on_phase)
         with np.errstate(all="ignore"):  # what is not finite is said, or left for the card to say
             if name in fixed:
-                recipes[name] = replace(recipes[name], calibration=recipes[name].calibration or digest(windows))
-                ready = replace(ready, recipes=recipes, calibration=replace(ready.calibration, fixed=_scales(search.reach())))
+                ready = replace(ready, calibration=replace(ready.calibration, fixed=_scales(search.reach())))
                 search = replace(search, ready=ready)
             recipes[name] = search.recipe()
     return replace(ready, recipes=recipes)

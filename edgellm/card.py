@@ -116,7 +116,7 @@ class Card:
 
     Attributes:
         text: what was read; None where nothing was measured.
-        calibration: sha256 of the token ids that scales were chosen by, or None.
+        calibration: sha256 of the token ids that scales, bits or activations were chosen by, or None.
         preset: "best" or "fast", which reads less.
         machine: processor and system that measured.
         graphs: by runtime.

@@ -143,7 +143,7 @@ class Recipe:
 
     Attributes:
         kv: bits of keys and values, 8 or 32.
-        calibration: sha256 of the token ids of the text that had a say in scales, or None where none had.
+        calibration: sha256 of the token ids of the text that had a say in scales, bits or activations, or None where none had.
         activations: bits of what comes into products with quantized weights: 8 (rounded as it comes), 16 (scales fixed
             beforehand), or 32 for float32.
     """

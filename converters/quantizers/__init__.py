@@ -8,7 +8,7 @@ has a second function, `settle(weight, scheme, statistics) -> QTensor`, which is
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -54,10 +54,15 @@ class Transform(Protocol):
         spec: ModelSpec,
         tensors: Callable[[str], LazyTensor],
         importance: Mapping[str, NDArray[np.float32]],
-        recipe: Recipe,
+        recipes: Sequence[Recipe],
         /,
-    ) -> Callable[[str], LazyTensor]:
-        """The changed model's tensors; importance, by linear weight, is of the model before."""
+    ) -> tuple[Callable[[str], LazyTensor], Mapping[str, NDArray[np.float32]]]:
+        """The changed model's tensors, and its importance.
+
+        Args:
+            importance: of the model before, by linear weight.
+            recipes: of all graphs that it is changed for.
+        """
         ...
 
 

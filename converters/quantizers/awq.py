@@ -7,7 +7,7 @@ Source: Lin et al., "AWQ: Activation-aware Weight Quantization" (2023), section 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from edgellm.converters.quantizers import imatrix
 from edgellm.converters.transforms import scaling
@@ -21,7 +21,8 @@ quantize = imatrix.quantize
 
 
 def transform(
-    spec: ModelSpec, tensors: Callable[[str], LazyTensor], importance: Mapping[str, Array], recipe: Recipe
-) -> Callable[[str], LazyTensor]:
+    spec: ModelSpec, tensors: Callable[[str], LazyTensor], importance: Mapping[str, Array], recipes: Sequence[Recipe]
+) -> tuple[Callable[[str], LazyTensor], Mapping[str, Array]]:
     """The same function with weights that round better; see `edgellm.converters.quantizers.Transform`."""
-    return scaling.apply(spec, tensors, scaling.awq(spec, tensors, importance, recipe.scheme, imatrix.quantize))
+    factors = scaling.awq(spec, tensors, importance, [recipe.scheme for recipe in recipes], imatrix.quantize)
+    return scaling.apply(spec, tensors, factors), scaling.statistics(spec, importance, factors, 2)

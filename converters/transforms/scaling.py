@@ -15,7 +15,7 @@ Source: Lin et al., "AWQ" (2023), section 3.2; Xiao et al., "SmoothQuant" (2022)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -127,20 +127,21 @@ def awq(
     spec: ModelSpec,
     tensors: Tensors,
     importance: Mapping[str, Array],
-    scheme: Callable[[str], Scheme | None],
+    schemes: Sequence[Callable[[str], Scheme | None]],
     quantize: Quantize,
 ) -> dict[str, Array]:
     """Factors under which rounding to a grid does the least to outputs: importance to the best of some powers.
 
     Args:
         importance: mean squares of inputs, by linear weight, float32 [in].
-        scheme: the grid of a weight, by name; what has none, or 8 bits, has no say.
+        schemes: the grid of a weight, by name, once for each graph; what has none, or 8 bits, has no say.
         quantize: the method that will round.
     """
     found = {}
     for fold in folds(spec):
-        names = [f"{reader}.weight" for reader in fold.readers]
-        judged = [(name, grid) for name in names if (grid := scheme(name)) is not None and grid.bits < 8 and name in importance]
+        names = [name for reader in fold.readers if (name := f"{reader}.weight") in importance]
+        grids = dict.fromkeys((name, scheme(name)) for name in names for scheme in schemes)
+        judged = [(name, grid) for name, grid in grids if grid is not None and grid.bits < 8]
         if not judged:
             continue
         seen = importance[judged[0][0]]

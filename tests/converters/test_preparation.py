@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models
 
 from edgellm.bundle import cache_dir
-from edgellm.converters import preparation, quantizers, shelf, targets
+from edgellm.converters import allocation, preparation, quantizers, shelf, targets
 from edgellm.converters.architectures import describe
 from edgellm.converters.cache_ranges import CacheRange
 from edgellm.converters.calibration import Stage, calibrate
@@ -21,10 +21,11 @@ from edgellm.converters.checkpoints import open_checkpoint
 from edgellm.converters.choices import Choices
 from edgellm.converters.numpy_ops import ReferenceModel
 from edgellm.converters.preparation import Limits, Prepared, prepare
+from edgellm.converters.quantizers import rtn
 from edgellm.converters.recipes import LINEARS
 from edgellm.converters.statistics import Statistics
 from edgellm.converters.transforms.lazy import Scaled
-from edgellm.converters.weights import LazyTensor, Weight, on_grids
+from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
 from edgellm.errors import ResourceError
 from edgellm.spec import ModelSpec
 from tests import onnx_model
@@ -245,8 +246,9 @@ def test_what_is_long_dead_is_cleared_away(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(shelf, "WEEK", -100)
     (tmp_path / "shelves" / "old.4194304").mkdir(parents=True)
     (tmp_path / "shelves" / f"busy.{1}").mkdir()
-    shelf.Shelf("new")
-    assert sorted(each.name.partition(".")[0] for each in (tmp_path / "shelves").iterdir()) == ["busy", "new"]
+    (tmp_path / "shelves" / "not.ours").write_text("")
+    shelf.Shelf("new").release()
+    assert sorted(each.name.partition(".")[0] for each in (tmp_path / "shelves").iterdir()) == ["busy", "new", "not"]
 
 
 def test_too_little_memory_is_said_before_the_work(tiny_source: Path) -> None:
@@ -289,6 +291,85 @@ def test_what_gains_by_it_is_rotated(tiny_source: Path, said: dict[str, Any], tu
         names = ("layers.0.q.weight", "layers.1.down.weight", "embed.weight")
         same = [np.allclose(found.tensors(name).array(), tensors(name).array()) for name in names]
     assert same == [not turned] * 3
+
+
+def test_a_grid_that_a_model_was_trained_for_is_kept_for_both_graphs(tiny_source: Path) -> None:
+    """Though the other graph's grid is another one: what rounds it is still nearer than a rotated basis would be."""
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        tokenizer = checkpoint.text().tokenizer
+        grid = targets.find("onnx").grid(4, 32)
+
+        def trained(name: str) -> LazyTensor:
+            if name.split(".")[-2] not in LINEARS:
+                return tensors(name)
+            return InMemory(rtn.quantize(tensors(name).array(), grid).dequantize())
+
+        found = ready(spec, trained, tokenizer, method=None, quant="int4")
+        found.clear()
+        np.testing.assert_array_equal(found.tensors("layers.0.q.weight").array(), trained("layers.0.q.weight").array())
+        assert found.method == "imatrix"
+
+
+def test_a_linear_in_float32_keeps_its_values(tiny_source: Path, tmp_path: Path) -> None:
+    """Whatever its layer: then no basis is turned."""
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        for layer in range(len(spec.layers)):
+            (tmp_path / "own.toml").write_text(f'[[rule]]\ntensors = "q"\nlayers = {layer}\nbits = 32\n', encoding="utf-8")
+            found = ready(spec, tensors, checkpoint.text().tokenizer, method=None, recipe=tmp_path / "own.toml")
+            found.clear()
+            name = f"layers.{layer}.q.weight"
+            np.testing.assert_array_equal(found.tensors(name).array(), tensors(name).array())
+
+
+def test_importance_is_of_the_model_that_is_shared_out(tiny_source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AWQ scales channels first; what bits are found by is what a text makes of the scaled model."""
+    seen: list[allocation.Search] = []
+    plain = allocation.Search.wants
+    monkeypatch.setattr(allocation.Search, "wants", lambda self, budget: seen.append(self) or plain(self, budget))
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        tokenizer = checkpoint.text().tokenizer
+        found = ready(spec, tensors, tokenizer, method="awq", bits_per_weight=5.0, graphs=("onnx",))
+        found.clear()
+        text = windows(tokenizer, spec, preparation.DIAGONAL_TOKENS)
+        wanted = calibrate(found.spec, lambda name: Weight(name, found.tensors(name)), text, 1 << 20).importance
+        assert not np.allclose(found.tensors("layers.0.up.weight").array(), tensors("layers.0.up.weight").array())
+    (search,) = seen
+    for name, values in wanted.items():
+        np.testing.assert_allclose(search.calibration.importance[name], values, rtol=1e-3)
+
+
+@pytest.mark.parametrize("said", [{"quant": "int8"}, {"quant": "int8", "kv": "int8"}, {"quant": "int4"}])
+def test_a_text_that_had_a_say_is_named(tiny_source: Path, tmp_path: Path, said: dict[str, Any]) -> None:
+    """In int8 too: there it says what is smoothed."""
+    (tmp_path / "own.txt").write_text("a text of few words " * 200, encoding="utf-8")
+    digests = []
+    with open_checkpoint(tiny_source) as checkpoint:
+        spec, tensors = describe(checkpoint)
+        for text in (tmp_path / "own.txt", None):
+            found = ready(spec, tensors, checkpoint.text().tokenizer, method=None, calibration=text, **said)
+            found.clear()
+            digests += [{recipe.calibration for recipe in found.recipes.values()}]
+    own, others = digests
+    assert len(own) == len(others) == 1
+    assert None not in own | others
+    assert own != others
+
+
+def test_a_budget_counts_the_linear_before_the_head() -> None:
+    source = tiny("qwen2")
+    spec, tensors = describe(MemoryCheckpoint(source.config, source.state))
+    found = ready(spec, tensors, letters(), method=None, bits_per_weight=5.2, graphs=("onnx",))
+    found.clear()
+    bits = weights = 0.0
+    for name in ("final.weight", *(f"layers.{layer}.{each}.weight" for layer in range(len(spec.layers)) for each in LINEARS)):
+        shape, scheme = found.tensors(name).shape, found.recipes["onnx"].scheme(name)
+        assert scheme is not None
+        bits += allocation.bits_of(scheme, shape)
+        weights += np.prod(shape)
+    assert bits / weights <= 5.2
 
 
 LOUD = 60.0  # how much one channel of up stands out

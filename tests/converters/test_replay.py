@@ -170,3 +170,22 @@ def test_how_far_values_reach() -> None:
     assert len(found.reach) == 7 * len(spec.layers)
     product = found.product(slice(None), 0, spec.vocab_size)
     np.testing.assert_allclose(product * np.float32(spec.logit_scale), every(found, spec.vocab_size), rtol=1e-6)
+
+
+def test_nothing_but_the_texts_is_looked_at() -> None:
+    """Whatever their lengths: token 0, which none of them has, would reach far."""
+    spec, tensors = opened("llama", "biases")
+
+    def loud(name: str) -> LazyTensor:
+        if name != "embed.weight":
+            return tensors(name)
+        rows = tensors(name).array().copy()
+        rows[0, 5] *= 1000
+        return InMemory(rows)
+
+    together, *alone = (
+        replay(spec, [Lane(plain(loud), texts, watched="reach")])[0].reach for texts in (TEXTS, *([text] for text in TEXTS))
+    )
+    for name, (into, out) in together.items():
+        assert into == pytest.approx(max(each[name][0] for each in alone), rel=1e-5), name
+        assert out == pytest.approx(max(each[name][1] for each in alone), rel=1e-5), name

@@ -161,7 +161,7 @@ def test_awq_looks_at_rows_from_end_to_end() -> None:
     weight[: 3 * scaling.SAMPLE] = 0
     spec, tensors = one_fold(weight)
     seen = {"layers.0.down.weight": np.where(np.arange(32) < 2, 900, 1).astype(np.float32)}
-    found = scaling.awq(spec, tensors, seen, lambda name: INT4, rtn.quantize)["layers.0.up"]
+    found = scaling.awq(spec, tensors, seen, [lambda name: INT4], rtn.quantize)["layers.0.up"]
     assert found[0] > 1.5 * found[5]
 
 
@@ -174,7 +174,7 @@ def test_awq_by_hand() -> None:
     spec, tensors = one_fold(weight)
     seen = np.array([10000, 1], np.float32)
     found = scaling.awq(
-        spec, tensors, {"layers.0.down.weight": seen}, lambda name: Scheme(4, 0, scales="positive"), rtn.quantize
+        spec, tensors, {"layers.0.down.weight": seen}, [lambda name: Scheme(4, 0, scales="positive")], rtn.quantize
     )
     factors = found["layers.0.up"]
     assert factors[0] > 2 * factors[1]
@@ -191,7 +191,7 @@ def test_awq_by_hand() -> None:
 def test_factors_are_positive_finite_and_one_where_nothing_comes(weight: Array, seen: Array) -> None:
     spec, tensors = one_fold(weight)
     name = {"layers.0.down.weight": seen}
-    chosen = scaling.awq(spec, tensors, name, lambda _: INT4, imatrix.quantize)["layers.0.up"]
+    chosen = scaling.awq(spec, tensors, name, [lambda _: INT4], imatrix.quantize)["layers.0.up"]
     shared = scaling.smooth(spec, tensors, name)["layers.0.up"]
     for factors in (chosen, shared):
         assert factors.dtype == np.float32
@@ -211,7 +211,7 @@ def test_awq_brings_outputs_nearer(grid: Scheme) -> None:
     source = opened("llama")[1]
     sizes = np.where(rng.random(96) < 0.06, 30, 1).astype(np.float32)
     importance = {"layers.1.down.weight": sizes**2}
-    found = scaling.awq(spec, source, importance, lambda name: grid, rtn.quantize)
+    found = scaling.awq(spec, source, importance, [lambda name: grid], rtn.quantize)
     assert found.keys() == {"layers.1.up"}
     x = rng.standard_normal((300, 96)).astype(np.float32) * sizes
     weight = source("layers.1.down.weight").array()
@@ -226,4 +226,4 @@ def test_awq_has_no_say_where_weights_are_not_rounded_to_few_bits() -> None:
     spec, tensors = opened("llama")
     seen = {f"{reader}.weight": np.ones(64, np.float32) for fold in scaling.folds(spec) for reader in fold.readers}
     for scheme in (None, Scheme(8, 32)):
-        assert scaling.awq(spec, tensors, seen, lambda name, scheme=scheme: scheme, rtn.quantize) == {}
+        assert scaling.awq(spec, tensors, seen, [lambda name, scheme=scheme: scheme], rtn.quantize) == {}
