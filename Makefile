@@ -11,7 +11,7 @@ HUB_ID = HuggingFaceTB/SmolLM2-135M-Instruct
 BUNDLE = demo/smollm2
 QUESTION = What is the capital of France, and what is it known for?
 
-.PHONY: demo test fast check models bench clean
+.PHONY: demo test fast check models bench frontier clean
 .DELETE_ON_ERROR:
 
 # Convert a real model for both runtimes, ask each the same question, measure them side by side. No torch.
@@ -51,6 +51,11 @@ bench: models
 			$(BIN)/edgellm convert "$$($(BIN)/python -m edgellm.benchmarks.models --source $$name)" -o demo/$$name-both --target both || exit 1; \
 		$(BIN)/edgellm bench demo/$$name-both --json demo/$$name-both.json || exit 1; \
 	done
+
+# Quality against speed beside llama.cpp: table and plot of docs/benchmarks.md. An hour on a quiet machine.
+frontier: $(VENV)/.tested models
+	.ci/peers $(BIN)/python
+	$(BIN)/python -m edgellm.benchmarks.frontier --json docs/benchmarks.frontier.json --markdown docs/frontier.md --plot docs/frontier.svg
 
 clean:
 	rm -rf $(VENV) $(COMPAT) demo build dist *.egg-info
