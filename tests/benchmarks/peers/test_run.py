@@ -127,7 +127,7 @@ def test_only_a_gguf_is_permuted(tiny_source: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_permuted_model_is_a_model_of_the_table(models: Callable[[str], Path], tmp_path: Path) -> None:
     sizes = ("--threads", 1, "--trials", 1, "--prefill", 16, "--depths", 4, "--steps", 2, "--positions", 60)
-    wanted = ("edgellm_onnx:int4-b32-rtn", "edgellm_onnx:int8", "llama_cpp:q4_0")
+    wanted = ("edgellm_onnx:int4-b32-rtn", "llama_cpp:q8_0", "llama_cpp:q4_0")
     arguments = ("--peers", *wanted, *sizes, "--json", tmp_path / "out.json", "--noisy")
     source = models("smollm2")
     done = command_line("--models", source, f"{source}-permuted", *arguments, cache=tmp_path)
@@ -136,6 +136,6 @@ def test_a_permuted_model_is_a_model_of_the_table(models: Callable[[str], Path],
     plain, moved = (each["name"] for each in report["models"])
     assert moved == f"{plain}-permuted"
     kl = {(each["model"], each["engine"]): each["kl"] for each in report["quality"]}
-    assert 0 < kl[moved, "edgellm_onnx:int8"] < 0.02  # both are the same function, so 8 bit is close in either order
+    assert 0 < kl[moved, "llama_cpp:q8_0"] < 0.02  # both are the same function, so 8 bit is close in either order
     engines = {each["engine"] for each in report["engines"]}
     assert all(abs(np.log(kl[moved, each] / kl[plain, each])) > 1e-4 for each in engines), kl
