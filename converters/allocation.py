@@ -8,8 +8,8 @@ share it by the error of their own outputs, tr(D H Dᵀ) over tr(W H Wᵀ); othe
 The choice is a greedy one: from the fewest bits on, always the step that wins most for each bit.
 
 Source: Shoham and Gersho, "Efficient Bit Allocation for an Arbitrary Set of Quantizers" (1988), for choosing from the convex
-hulls of loss over bits; Fox, "Discrete Optimization via Marginal Analysis" (1966), for spending on the steepest step, and then on
-what still fits. How losses are measured and shared out is our own.
+hulls of loss over bits; Fox, "Discrete Optimization via Marginal Analysis" (1966), for spending on the steepest step first. How
+losses are measured and shared out is our own.
 """
 
 from __future__ import annotations

@@ -142,7 +142,7 @@ def test_of_a_kind_the_layer_that_rounds_worst_comes_first(loud: int) -> None:
 
 
 def test_a_choice_worked_by_hand() -> None:
-    """Of the first unit's ways the one of 3 bits is left out: it wins 1 for its bit, and the next 4, so both at once win 2.5 each.
+    """Of the first unit's ways that of 3 bits is left out: it wins 1 for its bit, and the next 4, so both at once win 2.5 each.
 
     From 2 + 2 bits on: the second unit's first step wins 6; then the first unit's wins 2.5 a bit and takes two; then the second
     unit's last wins 1. With 6 bits the step of two does not fit any more, and the one behind it does.

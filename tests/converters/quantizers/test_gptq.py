@@ -161,7 +161,7 @@ def test_codes_worked_by_hand() -> None:
     be 0, 0, 0.
     """
     correlated = np.eye(8, dtype=np.float32)
-    correlated[:3, :3] += np.float32(0.5 * (1 + DAMPING)) * (1 - np.eye(3, dtype=np.float32))
+    correlated[:3, :3] += np.float32(0.5 * (1 + DAMPING)) * (np.ones((3, 3), np.float32) - np.eye(3, dtype=np.float32))
     weight = np.array([[0.4, 0.4, 0.4, -8, 7, 5, -6, 3]], np.float32)
     found = gptq.settle(weight, Scheme(4, 8), Statistics(np.ones(8, np.float32), correlated))
     assert found.scales.tolist() == [[1]]
