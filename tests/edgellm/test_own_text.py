@@ -240,3 +240,13 @@ def test_memory_goes_with_what_is_wanted_and_not_with_the_file(
     found, grown = map(int, done.stdout.split())
     assert found == tokens
     assert grown < megabytes << 10
+
+
+def test_a_token_that_the_cut_went_through_is_not_used() -> None:
+    """Of words of 9 characters the 1025th ends behind the 9224 that are encoded at first, and comes out shorter there."""
+
+    def words(text: str) -> list[int]:
+        return [len(text[at : at + 9]) for at in range(0, len(text), 9)]
+
+    assert words("x" * 9224)[1024] == 8
+    assert beginning("x" * 90_000, 1025, words) == [9] * 1025

@@ -217,7 +217,7 @@ def random_models(draw: st.DrawFn) -> tuple[ModelSpec, dict[str, Array]]:
         mlp_bias=draw(st.booleans()),
     )
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    gammas = draw(st.sampled_from([(1.0,), (0.5, 2.0), (-1.0, 1.0), (0.0, 1.0), (1.0, 30.0)]))
+    gammas = draw(st.sampled_from([(1.0,), (0.5, -2.0), (-1.0, 1.0), (0.0, -1.0, 1.0), (-1.0, 30.0)]))
     values = {}
     for name, shape in tensor_shapes(spec).items():
         size = 1.0 if len(shape) == 1 else shape[1] ** -0.5
