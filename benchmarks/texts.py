@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm import card
+from edgellm import card, own_text
 from edgellm.errors import UsageError
 from edgellm.spec import ModelSpec
 
@@ -84,7 +84,7 @@ def pieces(
     first = list(opening) if len(opening) < length else []
     step, found = length - len(first), []
     for text in texts:
-        ids = list(encode(text))[: max(room - len(first), 1)]
+        ids = own_text.beginning(text, max(room - len(first), 1), encode, first)
         found += [[*first, *ids[at : at + step]] for at in range(0, len(ids), step)]
     found = [piece for piece in found if len(piece) > 1]  # one token says nothing of a next one
     if not found:

@@ -19,8 +19,8 @@ NO_TEXT = "none"
 WINDOW = 512  # tokens
 
 
-def chosen(choice: str | os.PathLike[str] | None) -> str | None:
-    """The content of a user's own text; None where nobody gave one. UsageError if it cannot be used."""
+def chosen(choice: str | os.PathLike[str] | None) -> str | own_text.Conversations | None:
+    """The content of a user's own text or chat file; None where nobody gave one. UsageError if it cannot be used."""
     if choice is None or choice == NO_TEXT:
         return None
     return own_text.read(Path(choice), "--calibration")
@@ -45,18 +45,25 @@ def windows(tokenizer: bytes, spec: ModelSpec, tokens: int, text: str | None = N
         text: None takes the one that comes with edgellm.
 
     Raises:
+        UsageError: too little in a text of a user's own.
         SourceError: the tokenizer makes nothing of it that the model knows.
     """
+    content = TEXT.read_text(encoding="utf-8") if text is None else text
     try:
         encoder = Tokenizer.from_buffer(tokenizer)
-        text = TEXT.read_text(encoding="utf-8") if text is None else text
+        encoder.no_truncation()
+        encoder.no_padding()
         start = encoder.encode("").ids
-        ids = encoder.encode(text, add_special_tokens=False).ids[:tokens]
-    except Exception as error:  # tokenizers has no class of its own for what it cannot read
+        ids = own_text.beginning(content, tokens, lambda part: encoder.encode(part, add_special_tokens=False).ids, start)
+    except (KeyboardInterrupt, SystemExit, MemoryError):
+        raise
+    except BaseException as error:  # the library raises plain Exception, and a panic of its Rust side is no Exception
         reason = str(error).partition("\n")[0]
         raise SourceError(
             f"the tokenizer cannot be used: {reason}", where="tokenizer.json", fix="get the model again"
         ) from error
+    if text is not None and len(ids) < 2:  # one token says nothing of a next one
+        raise UsageError("the tokenizer makes no two tokens of it", where="--calibration", fix="give a longer text")
     if not ids:
         raise SourceError("the tokenizer makes no tokens of a text", where="tokenizer.json", fix="get the model again")
     if max(start + ids) >= spec.vocab_size:

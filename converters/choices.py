@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edgellm.converters import calibration_text, quantizers, recipe_file, recipes
 from edgellm.converters.recipe_file import RecipeFile
 from edgellm.converters.targets import Target
 from edgellm.errors import UsageError
+from edgellm.own_text import Conversations, Template
 from edgellm.scheme import Recipe
 
 STATIC = ("static", "int8", "static-int8", "int8-static")  # what somebody may call scales of 8 bits that are fixed beforehand
@@ -31,6 +32,7 @@ class Choices:
         rounds_anew: somebody named the method, so that codes which the source brings are not kept.
         activations: "dynamic", "int16" or "none": what comes into products with quantized weights.
         looks: a text may be read to find out what suits activations: it takes seconds, and a text.
+        chat: conversations to calibrate on; once the model's template is known, `written` makes them the text.
     """
 
     quant: str
@@ -43,6 +45,7 @@ class Choices:
     rounds_anew: bool = False
     activations: str = "dynamic"
     looks: bool = True
+    chat: Conversations | None = None
 
     @classmethod
     def read(
@@ -60,7 +63,8 @@ class Choices:
     ) -> Choices:
         """From the arguments of `edgellm.convert`; UsageError for what makes no sense."""
         file = recipe_file.NONE if recipe is None else recipe_file.read(recipe)
-        text = calibration_text.chosen(calibration)
+        chosen = calibration_text.chosen(calibration)
+        text, chat = (None, chosen) if isinstance(chosen, Conversations) else (chosen, None)
         quant = quant or file.base or "int4"
         if quant not in recipes.QUANTS:
             raise UsageError(
@@ -77,7 +81,17 @@ class Choices:
             method, kv = calibration_text.without(method, kv, activations)
         if bits_per_weight is not None:
             _check_budget(quant, method, file)
-        return cls(quant, method, block_size, kv, bits_per_weight, file, text, rounds_anew, activations or "dynamic", looks)
+        activations = activations or "dynamic"
+        return cls(quant, method, block_size, kv, bits_per_weight, file, text, rounds_anew, activations, looks, chat)
+
+    def written(self, template: Template | None) -> Choices:
+        """With conversations written out as a text, where those are what calibration runs on.
+
+        Raises:
+            UsageError: the model has no template, or it does not take one of them.
+            BundleError: the template did what a chat template must not.
+        """
+        return self if self.chat is None else replace(self, text=self.chat.written(template), chat=None)
 
     @property
     def rounding(self) -> str:

@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import NoneType
+from typing import TYPE_CHECKING
 
 from edgellm._version import __version__
 from edgellm.bundle import Bundle, Graph, TextPolicy, write_manifest
@@ -20,6 +21,9 @@ from edgellm.converters.checkpoints.base import Text
 from edgellm.errors import BundleError, ResourceError, UsageError
 from edgellm.partial import check_disk, free_target, make_partial, remove_parents, remove_partial, write_error
 from edgellm.scheme import Recipe
+
+if TYPE_CHECKING:
+    from edgellm.chat_template import ChatTemplate
 
 TOKENIZER, TOKENIZER_CONFIG, CHAT_TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
 DEFAULT_SLICE = 4 << 20
@@ -84,7 +88,9 @@ def convert(
             it) or "none" (float32; onnx), of what comes into products with quantized weights. None takes dynamic. On onnx,
             dynamic leaves those products in float32 where 8 bits cost too much, as a text shows.
         calibration: a UTF-8 text of the domain that the model will work in, for methods that weigh errors by one and for scales
-            of an 8-bit cache; None takes the one that comes with edgellm, "none" does without: rtn, and a cache in fp32.
+            of an 8-bit cache; or a .jsonl file with a conversation a line, {"messages": [{"role": ..., "content": ...}, ...]},
+            which the model's own chat template writes out. Its first 12,288 tokens count. None takes the text that comes with
+            edgellm, "none" does without: rtn, and a cache in fp32.
         adapter: a PEFT LoRA to merge on the way: a folder, or a hub id.
         max_ram: bytes of anonymous memory to stay under (mapped source pages do not count).
         max_context: longest context the bundle serves; the default is the model's own, at most 8192.
@@ -140,6 +146,8 @@ def convert(
         checkpoint = opened.enter_context(open_checkpoint(str(source), revision=revision, adapter=adapter))
         source_spec, tensors = describe(checkpoint, max_context)
         text = checkpoint.text()
+        if choices.chat is not None:
+            choices = choices.written(_template(text))
         rough = stored_bytes(source_spec, tensors, wanted_recipes)
         check_disk(folder, rough, "the bundle", "-o")  # said now, and not after minutes
         ready = prepare(choices, back_ends, source_spec, tensors, text.tokenizer, limits, on_phase)
@@ -223,6 +231,13 @@ def _write_text(folder: Path, text: Text) -> TextPolicy:
         pad_id=text.pad_id,
         special_tokens=_special_tokens(text.tokenizer_config),
     )
+
+
+def _template(text: Text) -> ChatTemplate | None:
+    """The source's own chat template."""
+    from edgellm.chat_template import ChatTemplate
+
+    return None if text.chat_template is None else ChatTemplate(text.chat_template, _special_tokens(text.tokenizer_config))
 
 
 def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:

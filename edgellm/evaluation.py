@@ -7,26 +7,28 @@ on the numpy back end.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from edgellm import own_text
 from edgellm.bundle import Bundle
 from edgellm.card import Gap, Text
 from edgellm.errors import SourceError, UsageError
+from edgellm.spec import ModelSpec
 from edgellm.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from edgellm.benchmarks.judge import Judged
     from edgellm.benchmarks.texts import Pieces
+    from edgellm.chat_template import ChatTemplate
     from edgellm.converters import decoder
     from edgellm.converters.replay import Replayed, Tensors
 
 SOURCE = "source"
+NO_ADAPTER = "none"
 SHOWN = 6  # tokens that differ
 BEFORE = 12  # tokens of the text before one of them
 OnStep = Callable[[str], None]
@@ -55,6 +57,7 @@ class Evaluation:
 
     Attributes:
         version: package and version of the runtime.
+        source, revision, adapter: what it was measured against, as it was given; None where it was not.
         gap: from the source; None where none was given, and then nothing differs either.
         differences: the first tokens that differ.
     """
@@ -66,6 +69,8 @@ class Evaluation:
     text: Text
     perplexity: float
     source: str | None = None
+    revision: str | None = None
+    adapter: str | None = None
     source_perplexity: float | None = None
     gap: Gap | None = None
     differences: tuple[Difference, ...] = ()
@@ -76,6 +81,8 @@ def evaluate(
     *,
     runtimes: Sequence[str],
     against: str | None = None,
+    revision: str | None = None,
+    adapter: str | None = None,
     text: str | os.PathLike[str] | None = None,
     on_step: OnStep = lambda step: None,
 ) -> list[Evaluation]:
@@ -84,12 +91,16 @@ def evaluate(
     Args:
         runtimes: graphs of the bundle.
         against: the source: a .gguf file, a Hugging Face folder or a hub id; None measures perplexity alone.
+        revision: branch, tag or commit of a source on the hub.
+        adapter: the PEFT LoRA that was merged when the bundle was made: a folder or a hub id; "none" measures from the plain
+            model. A bundle that has one needs either.
         text: a user's file, plain text or .jsonl of conversations; None takes edgellm's own.
         on_step: called with what is done next.
 
     Raises:
         SourceError: the source cannot be read, or is another model.
-        UsageError: the text cannot be read, or nothing is in it; or there is no such graph.
+        UsageError: the text cannot be read, or nothing is in it; there is no such graph; or it is not said whether the source
+            is to have the adapter that the bundle has.
         RuntimeUnavailable, ResourceError, BundleError, InferenceError: as for running it.
     """
     from edgellm.benchmarks import texts
@@ -97,11 +108,13 @@ def evaluate(
     from edgellm.benchmarks.machine import machine
     from edgellm.runtimes import open_runtime
 
+    _check_origin(bundle, against, revision, adapter)
+    adapter = None if adapter == NO_ADAPTER else adapter
     content, name = (texts.own(), texts.OWN) if text is None else (read(Path(text), bundle), Path(text).name)
     read_text = pieces(bundle, content, name, texts.POSITIONS["best"])
     pairs = [] if against is None else [(SOURCE, RUN)]
     here, found = machine(), []
-    with _source(bundle, against, read_text, on_step) as models:
+    with _source(bundle, against, revision, adapter, read_text, on_step) as models:
         for graph in runtimes:
             on_step(f"measuring {graph}")
             runtime = open_runtime(bundle, name=graph, max_context=max(map(len, read_text.ids)))
@@ -120,6 +133,8 @@ def evaluate(
                     text=read_text.described(),
                     perplexity=judged.perplexity[RUN],
                     source=against,
+                    revision=revision,
+                    adapter=adapter,
                     source_perplexity=judged.perplexity.get(SOURCE),
                     gap=None if against is None else judged.apart[SOURCE, RUN].gap(),
                     differences=() if against is None else _differences(judged, read_text, Tokenizer.open(bundle)),
@@ -145,36 +160,39 @@ def read(path: Path, bundle: Bundle) -> list[str]:
     """A user's text; of a .jsonl file the conversations, as the bundle's chat template writes them, one behind the other.
 
     Raises:
-        UsageError: it cannot be read, is no UTF-8, too long or empty, or a line is no conversation.
+        UsageError: it cannot be read, is no UTF-8 or empty, or a line is no conversation.
     """
-    text = own_text.read(path, "--text")
-    return [_conversations(path, text, bundle)] if path.suffix == ".jsonl" else [text]
+    content = own_text.read(path, "--text")
+    return [content if isinstance(content, str) else content.written(_template(bundle))]
 
 
-def _conversations(path: Path, text: str, bundle: Bundle) -> str:
+def _template(bundle: Bundle) -> ChatTemplate | None:
     from edgellm.chat_template import ChatTemplate
 
     if bundle.text.chat_template is None:
-        raise UsageError("the bundle has no chat template", where=path, fix="give --text plain text")
+        return None
     source = bundle.file(bundle.text.chat_template).read_text(encoding="utf-8")
-    template = ChatTemplate(source, bundle.text.special_tokens)
-    parts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                value: Any = json.loads(line)
-                messages = value["messages"] if isinstance(value, dict) else value
-                if not (isinstance(messages, list) and all(isinstance(message, dict) for message in messages)):
-                    raise ValueError("not a list of messages")
-            except (ValueError, KeyError, RecursionError) as error:
-                what = 'not a conversation: a line is {"messages": [{"role": ..., "content": ...}, ...]}'
-                raise UsageError(what, where=f"{path}, line {number}", fix="mend it") from error
-            parts.append(template.render(messages, add_generation_prompt=False))
-    return "".join(parts)
+    return ChatTemplate(source, bundle.text.special_tokens)
+
+
+def _check_origin(bundle: Bundle, against: str | None, revision: str | None, adapter: str | None) -> None:
+    """Whether what was said of the source fits together, and is enough."""
+    if against is None:
+        for option, value in (("--revision", revision), ("--adapter", adapter)):
+            if value is not None:
+                raise UsageError("there is no source that it belongs to", where=option, fix="give --against too")
+    elif adapter is None and bundle.provenance.adapter is not None:
+        raise UsageError(
+            f"the bundle has the adapter '{bundle.provenance.adapter}' merged into it, and its source alone has not",
+            where="--against",
+            fix=f"give its folder or hub id as --adapter, or --adapter {NO_ADAPTER} to measure from the plain model",
+        )
 
 
 @contextlib.contextmanager
-def _source(bundle: Bundle, against: str | None, text: Pieces, on_step: OnStep) -> Iterator[dict[str, Replayed]]:
+def _source(
+    bundle: Bundle, against: str | None, revision: str | None, adapter: str | None, text: Pieces, on_step: OnStep
+) -> Iterator[dict[str, Replayed]]:
     """The source over the text, in float32, while its file is open; nothing where none was given."""
     if against is None:
         yield {}
@@ -183,7 +201,7 @@ def _source(bundle: Bundle, against: str | None, text: Pieces, on_step: OnStep) 
     from edgellm.converters.checkpoints import open_checkpoint
     from edgellm.converters.replay import Lane, replay
 
-    with open_checkpoint(against) as checkpoint:
+    with open_checkpoint(against, revision=revision, adapter=adapter) as checkpoint:
         spec, tensors = describe(checkpoint, bundle.spec.max_context)
         ours = bundle.spec
         for what, theirs, own in (
@@ -192,6 +210,7 @@ def _source(bundle: Bundle, against: str | None, text: Pieces, on_step: OnStep) 
             ("layers", len(spec.layers), len(ours.layers)),
             ("hidden size", spec.hidden_size, ours.hidden_size),
             ("MLP size", spec.intermediate_size, ours.intermediate_size),
+            ("attention heads", _heads(spec), _heads(ours)),
         ):
             if theirs != own:
                 reason = f"another model than the bundle's: {what} {theirs}, not {own}"
@@ -200,6 +219,12 @@ def _source(bundle: Bundle, against: str | None, text: Pieces, on_step: OnStep) 
         lane = Lane(plain(tensors), text.ids)
         (found,) = replay(spec, [lane], on_layer=lambda layer: on_step(f"reading the source, layer {layer + 1} of {layers}"))
         yield {SOURCE: found}
+
+
+def _heads(spec: ModelSpec) -> str:
+    """Of its kinds of attention: query heads, heads of keys and values, and their size."""
+    kinds = map(spec.attention, range(len(spec.layers)))
+    return ", ".join(dict.fromkeys(f"{kind.heads}/{kind.kv_heads} of {kind.head_dim}" for kind in kinds))
 
 
 def _differences(judged: Judged, text: Pieces, tokenizer: Tokenizer) -> tuple[Difference, ...]:

@@ -3,6 +3,9 @@
 Symmetric blocks take the scale from the value of largest magnitude, signed so that it lands on the lowest code: that
 uses all 16 (or 256) codes, where a scale of max|w| / 7 would waste one (the same choice as llama.cpp's Q4_0). Kernels
 that want positive scales get the smallest that reaches both extremes.
+
+Source: Jacob et al., "Quantization and Training of Neural Networks for Efficient Integer-Arithmetic-Only Inference" (2018),
+section 2.1, for the affine grid r = S(q - Z) on which zero is exact; llama.cpp's Q4_0 for the signed scale.
 """
 
 from __future__ import annotations

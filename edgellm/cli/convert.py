@@ -74,7 +74,8 @@ class Target(click.ParamType[str]):
 @click.option(
     "--calibration",
     metavar="FILE|none",
-    help="A text of the model's domain to weigh rounding errors by. [default: one that comes with edgellm]",
+    help='A text of the model\'s domain to weigh rounding errors by, or conversations as .jsonl, {"messages": [...]} a line, '
+    "which the model's chat template writes out. [default: one that comes with edgellm]",
 )
 @click.option("--adapter", metavar="LORA_DIR", help="A PEFT LoRA to merge: a folder, or a hub id.")
 @click.option("--max-ram", type=Size(), metavar="SIZE", help="Memory to stay under, as 600M or 2G.")

@@ -23,17 +23,30 @@ if TYPE_CHECKING:
 @click.command(short_help="Measure how close a bundle is to its source.")
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--against", metavar="SOURCE", help="What the bundle was made of: a .gguf file, a Hugging Face folder, a hub id.")
+@click.option("--revision", metavar="R", help="Branch, tag or commit of a SOURCE on the hub.")
+@click.option(
+    "--adapter", metavar="LORA_DIR", help="The PEFT LoRA that was merged into the bundle; none: the plain model is the source."
+)
 @click.option(
     "--text",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Text to measure on, or conversations as .jsonl. [default: one that comes with edgellm]",
+    help='Text to measure on, or conversations as .jsonl, {"messages": [...]} a line, which the bundle\'s chat template writes '
+    "out. [default: one that comes with edgellm]",
 )
 @runtime_option("each that is installed, in turn")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write every figure to F, '-' for stdout."
 )
-def command(bundle: Path, against: str | None, text: Path | None, runtime: str | None, json_file: Path | None) -> None:
+def command(
+    bundle: Path,
+    against: str | None,
+    revision: str | None,
+    adapter: str | None,
+    text: Path | None,
+    runtime: str | None,
+    json_file: Path | None,
+) -> None:
     """Measure what BUNDLE says of a text: perplexity, and beside its source KL divergence, agreement and what differs.
 
     Without --against there is perplexity alone, and what the bundle's fidelity card says.
@@ -49,7 +62,13 @@ def command(bundle: Path, against: str | None, text: Path | None, runtime: str |
     opened.ensure_verified()
     with Console(stderr=True).status("reading") as status:
         found = evaluate(
-            opened, runtimes=runtimes_of(opened, runtime), against=against, text=text, on_step=lambda step: status.update(step)
+            opened,
+            runtimes=runtimes_of(opened, runtime),
+            against=against,
+            revision=revision,
+            adapter=adapter,
+            text=text,
+            on_step=lambda step: status.update(step),
         )
     value = {"evaluations": [dataclasses.asdict(each) for each in found]}
     if json_file == Path("-"):
@@ -95,7 +114,8 @@ def runtimes_of(bundle: Bundle, runtime: str | None) -> list[str]:
 def _table(found: Sequence[Evaluation]) -> Table:
     from rich.table import Table
 
-    table = Table(caption=None if found[0].gap is None else f"against {plain(str(found[0].source))}")
+    with_adapter = "" if found[0].adapter is None else f" with {found[0].adapter}"
+    table = Table(caption=None if found[0].gap is None else f"against {plain(f'{found[0].source}{with_adapter}')}")
     table.add_column("measure")
     for each in found:
         table.add_column(each.runtime, justify="right")

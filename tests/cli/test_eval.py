@@ -264,3 +264,132 @@ def test_compare_says_where_texts_differ(carded: Path, source: Path, tmp_path: P
     other = convert(tiny_folder.write(tmp_path / "s"), tmp_path / "other", preset="fast", evaluate=True)
     result = edgellm("compare", carded, other.path, "--trials", "1")
     assert "KL was measured on different texts" in result.stdout
+
+
+def adapter_of(source: Path, folder: Path) -> Path:
+    """A LoRA that changes much, saved by peft."""
+    import warnings
+
+    import peft
+
+    torch.manual_seed(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_pretrained(source)
+        modules = ["q_proj", "v_proj", "down_proj"]
+        adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", r=4, lora_alpha=8, target_modules=modules))
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                torch.nn.init.normal_(parameter, std=0.1)
+        adapted.save_pretrained(str(folder))
+    return folder
+
+
+def test_a_bundle_with_an_adapter_is_measured_from_the_merged_model(source: Path, tmp_path: Path) -> None:
+    """In float32, where nothing else is lost: without it the adapter would be told as loss, so somebody has to say which."""
+    lora, (file, made) = adapter_of(source, tmp_path / "lora"), (tmp_path / "text.txt", tmp_path / "made")
+    file.write_text(TEXT, encoding="utf-8")
+    result = edgellm("convert", source, "-o", made, "--adapter", lora, "--quant", "fp32")
+    assert result.exit_code == 0, result.output
+    refused = edgellm("eval", made, "--against", source, "--text", file)
+    assert (refused.exit_code, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert "the bundle has the adapter 'lora' merged into it" in refused.stderr
+    assert "--adapter none" in refused.stderr
+    (merged,) = figures(made, "--against", source, "--adapter", lora, "--text", file)
+    (plain,) = figures(made, "--against", source, "--adapter", "none", "--text", file)
+    assert isinstance(merged["gap"], dict)
+    assert isinstance(plain["gap"], dict)
+    assert merged["gap"]["kl"] < 1e-6
+    assert plain["gap"]["kl"] > 1e-2
+    assert (merged["source"], merged["adapter"], plain["adapter"]) == (str(source), str(lora), None)
+    shown = edgellm("eval", made, "--against", source, "--adapter", lora, "--text", file)
+    assert "with " in shown.stdout
+    # the source that the plain model is has the perplexity that transformers finds
+    ids, logits = torch_logits(source, TEXT)
+    loss = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[1:])
+    assert plain["source_perplexity"] == pytest.approx(loss.exp().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--adapter", "some-lora"), "--adapter: there is no source that it belongs to; give --against too"),
+        (("--revision", "main"), "--revision: there is no source that it belongs to; give --against too"),
+        (("--against", "SOURCE", "--revision", "main"), "--revision: only hub models have revisions"),
+        (("--against", "SOURCE", "--adapter", "no-such-lora"), "no-such-lora"),
+    ],
+)
+def test_options_of_a_source_are_checked(bundle: Path, source: Path, options: tuple[str, ...], said: str) -> None:
+    result = edgellm("eval", bundle, *(str(source) if each == "SOURCE" else each for each in options))
+    assert (result.exit_code != 0, result.stdout, result.stderr.count("\n")) == (True, "", 1)
+    assert said in result.stderr
+
+
+def test_a_revision_is_taken_from_the_hub(bundle: Path, source: Path, tmp_path: Path) -> None:
+    """A hub of one commit: asked for by its tag it is there, and by another it is not."""
+    import os
+    import subprocess
+    import sys
+
+    from tests.cli.conftest import ROOT
+    from tests.hub_server import Hub, Repo, serve
+
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    files = {file.name: file.read_bytes() for file in source.iterdir() if file.is_file()}
+
+    def measured(hub: Hub, revision: str) -> subprocess.CompletedProcess[str]:
+        options = ["--against", "org/tiny", "--revision", revision, "--text", str(tmp_path / "text.txt"), "--json", "-"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+        environment |= {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hub"), "NO_PROXY": "127.0.0.1,localhost"}
+        return subprocess.run(
+            [sys.executable, "-m", "edgellm", "eval", bundle, *options],
+            env={**environment, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    with serve(Hub({"org/tiny": Repo(files, branches=("main", "v1.0"))})) as hub:
+        found, missing = measured(hub, "v1.0"), measured(hub, "v9")
+    assert found.returncode == 0, found.stderr
+    (told,) = json.loads(found.stdout)["evaluations"]
+    (local,) = figures(bundle, "--against", source, "--text", tmp_path / "text.txt")
+    assert (told["gap"], told["revision"]) == (local["gap"], "v1.0")
+    assert missing.returncode == 1
+    assert "no such revision; check --revision" in missing.stderr
+
+
+def test_a_source_needs_no_tokenizer(bundle: Path, source: Path, tmp_path: Path) -> None:
+    """Texts are read as the bundle reads them."""
+    (tmp_path / "text.txt").write_text(TEXT, encoding="utf-8")
+    bare = shutil.copytree(source, tmp_path / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    found = [figures(bundle, "--against", each, "--text", tmp_path / "text.txt") for each in (bare, source)]
+    assert found[0][0]["gap"] == found[1][0]["gap"]
+
+
+def test_another_number_of_heads_is_another_model(bundle: Path, source: Path, tmp_path: Path) -> None:
+    """Though all its matrices have the same shapes."""
+    other = shutil.copytree(source, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config |= {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 8}
+    (other / "config.json").write_text(json.dumps(config))
+    result = edgellm("eval", bundle, "--against", other)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (1, "", 1), result.output
+    assert "another model than the bundle's: attention heads 8/4 of 8, not 4/2 of 16" in result.stderr
+
+
+def test_a_folder_is_no_text(bundle: Path, tmp_path: Path) -> None:
+    result = edgellm("eval", bundle, "--text", tmp_path)
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "cannot be read: Is a directory; give another --text" in result.stderr
+
+
+def test_conversations_need_a_bundle_with_a_template(tmp_path: Path) -> None:
+    source = tiny_folder.write(tmp_path / "source", template=None)
+    assert edgellm("convert", source, "-o", tmp_path / "made", "--quant", "fp32").exit_code == 0
+    (tmp_path / "talk.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}')
+    result = edgellm("eval", tmp_path / "made", "--text", tmp_path / "talk.jsonl")
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (2, "", 1)
+    assert "the model has no chat template to write conversations with; give --text plain text" in result.stderr

@@ -139,3 +139,20 @@ def test_of_a_kind_the_layer_that_rounds_worst_comes_first(loud: int) -> None:
     first = next(each for each in bits if 8 in each)
     assert first[loud] == 8
     assert first[1 - loud] == 4
+
+
+def test_a_choice_worked_by_hand() -> None:
+    """Of the first unit's ways that of 3 bits is left out: it wins 1 for its bit, and the next 4, so both at once win 2.5 each.
+
+    From 2 + 2 bits on: the second unit's first step wins 6; then the first unit's wins 2.5 a bit and takes two; then the second
+    unit's last wins 1. With 6 bits the step of two does not fit any more, and the one behind it does.
+    """
+    first, second = unit([(2, 9), (3, 8), (4, 4)]), unit([(2, 9), (3, 3), (4, 2)])
+    assert [option.bits for option in first.options] == [2, 4]
+    assert [option.bits for option in second.options] == [2, 3, 4]
+
+    def bits(budget: int) -> list[float] | None:
+        chosen = spend([first, second], budget)
+        return None if chosen is None else [option.bits for option in chosen]
+
+    assert [bits(budget) for budget in range(3, 10)] == [None, [2, 2], [2, 3], [2, 4], [4, 3], [4, 4], [4, 4]]

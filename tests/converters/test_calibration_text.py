@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, processors
 
-from edgellm import own_text
 from edgellm.converters import calibration_text
 from edgellm.converters.architectures import describe
 from edgellm.converters.calibration_text import chosen, windows, without
@@ -70,13 +69,6 @@ def test_a_text_that_cannot_be_used(tmp_path: Path, content: bytes | None, messa
         chosen(file)
 
 
-def test_a_text_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(own_text, "MAX_BYTES", 3)
-    (tmp_path / "own.txt").write_text("four")
-    with pytest.raises(UsageError, match="first pages"):
-        chosen(tmp_path / "own.txt")
-
-
 def test_without_a_text_there_is_what_needs_none() -> None:
     assert without(None, None) == ("rtn", "fp32")
     assert without("rtn", "fp32") == ("rtn", "fp32")
@@ -85,3 +77,25 @@ def test_without_a_text_there_is_what_needs_none() -> None:
             without(method, None)
     with pytest.raises(UsageError, match="8-bit cache"):
         without(None, "int8")
+
+
+def test_a_tokenizers_own_limits_and_padding_are_not_those_of_a_text(spec: ModelSpec) -> None:
+    """Files as they are published may say `max_length`."""
+    tokenizer = Tokenizer.from_buffer(letters(False))
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=600)
+    found = windows(tokenizer.to_str().encode(), spec, 40, "abcd" * 10)
+    assert [each.tolist() for each in found] == [[72, 73, 74, 75] * 10]
+
+
+def test_a_beginning_that_a_template_has_written_is_there_once(spec: ModelSpec) -> None:
+    tokenizer = Tokenizer.from_buffer(letters(True))
+    tokenizer.add_special_tokens(["<s>"])
+    for text in ("<s>abcd", "abcd"):
+        assert [each.tolist() for each in windows(tokenizer.to_str().encode(), spec, 40, text)] == [[1, 72, 73, 74, 75]]
+
+
+def test_a_text_of_one_token_is_too_little(spec: ModelSpec) -> None:
+    assert [each.tolist() for each in windows(letters(False), spec, 40, "ab")] == [[72, 73]]
+    with pytest.raises(UsageError, match="--calibration: the tokenizer makes no two tokens of it; give a longer text"):
+        windows(letters(False), spec, 40, "a")

@@ -151,3 +151,66 @@ def test_scales_are_searched_on_what_earlier_errors_have_left() -> None:
     found = gptq.settle(weight, scheme, Statistics(np.mean(x * x, axis=0), x.T @ x / 4000)).dequantize()
     assert found[0, 1] == 0
     assert found[0, 32] == pytest.approx(50, rel=0.05)
+
+
+def test_codes_worked_by_hand() -> None:
+    """Three inputs that go together by a half, damped; the other channels are whole numbers, which pin the scale to 1.
+
+    The first .4 becomes 0, and of its error each of the two that are left takes a third: [[1, .5], [.5, 1]]⁻¹ [.5, .5] is
+    [1/3, 1/3]. Then .5333 becomes 1, of whose error, -.4667, the third takes half: .3, which becomes 0. Each for itself would
+    be 0, 0, 0.
+    """
+    correlated = np.eye(8, dtype=np.float32)
+    correlated[:3, :3] += np.float32(0.5 * (1 + DAMPING)) * (np.ones((3, 3), np.float32) - np.eye(3, dtype=np.float32))
+    weight = np.array([[0.4, 0.4, 0.4, -8, 7, 5, -6, 3]], np.float32)
+    found = gptq.settle(weight, Scheme(4, 8), Statistics(np.ones(8, np.float32), correlated))
+    assert found.scales.tolist() == [[1]]
+    assert found.codes.tolist() == [[[0, 1, 0, -8, 7, 5, -6, 3]]]
+    assert rtn.quantize(weight, Scheme(4, 8)).codes.tolist() == [[[0, 0, 0, -8, 7, 5, -6, 3]]]
+
+
+def by_the_paper(weight: Array, scheme: Scheme, hessian: Array) -> tuple[NDArray[np.int8], Array, NDArray[np.int8] | None]:
+    """Codes [out, in], scales and zero points [out, blocks], as the paper derives the method, before it makes it fast.
+
+    Channel q is rounded, and the channels F behind it take -(w_q - quant(w_q)) / [H_F⁻¹]_qq · [H_F⁻¹]_:q, equations 2 and 3:
+    in float64, with an inverse of its own for every step. A channel counts by 1 / [H_F⁻¹]_qq in the search of a block's scale.
+    """
+    rows, width = weight.shape
+    size = scheme.size(width)
+    damped = hessian.astype(np.float64) + DAMPING * np.diagonal(hessian).astype(np.float64).mean() * np.eye(width)
+    inverses = [np.linalg.inv(damped[at:, at:]) for at in range(width)]
+    costs = np.array([1 / inverse[0, 0] for inverse in inverses], np.float32)
+    left, codes = weight.astype(np.float64), np.zeros((rows, width), np.int8)
+    scales, zeros = [], []
+    for at in range(width):
+        if at % size == 0:
+            block = slice(at, at + size)
+            grid = imatrix.quantize(left[:, block].astype(np.float32), scheme, costs[block])
+            scale = grid.scales[:, 0].astype(np.float64)
+            zero = np.zeros(rows, np.int8) if grid.zero_points is None else grid.zero_points[:, 0]
+            scales.append(grid.scales[:, 0])
+            zeros.append(zero)
+        code = np.clip(np.rint(left[:, at] / scale) + zero, scheme.low, scheme.high)
+        codes[:, at] = code
+        error = (left[:, at] - (code - zero) * scale) / inverses[at][0, 0]
+        left[:, at:] -= np.outer(error, inverses[at][0])
+    return codes, np.stack(scales, axis=1), None if scheme.symmetric else np.stack(zeros, axis=1)
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize(("width", "seed"), [(32, 0), (64, 1), (96, 2), (160, 3)])
+def test_codes_are_those_of_the_papers_algorithm(name: str, width: int, seed: int) -> None:
+    """Of every channel, with errors that are carried lazily (160 is more than LAZY) and at once."""
+    rng = np.random.default_rng(seed)
+    scheme, statistics = SCHEMES[name], inputs(rng, width)
+    assert statistics.hessian is not None
+    weight = rng.normal(size=(5, width)).astype(np.float32)
+    codes, scales, zeros = by_the_paper(weight, scheme, statistics.hessian)
+    found = gptq.settle(weight, scheme, statistics)
+    np.testing.assert_array_equal(found.codes.reshape(5, -1), codes)
+    np.testing.assert_allclose(found.scales, scales, rtol=1e-4)
+    if zeros is None:
+        assert found.zero_points is None
+    else:
+        np.testing.assert_array_equal(found.zero_points, zeros)
+    assert (codes != imatrix.quantize(weight, scheme, statistics.importance).codes.reshape(5, -1)).mean() > 0.1

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgellm.converters.architectures import describe
@@ -20,7 +22,7 @@ from edgellm.converters.transforms import rotation
 from edgellm.converters.weights import InMemory, LazyTensor, Weight, on_grids
 from edgellm.errors import SourceError, UsageError
 from edgellm.scheme import Recipe, Rule
-from edgellm.spec import ModelSpec
+from edgellm.spec import AttentionSpec, ModelSpec, Rotary
 from tests import litertlm_model, onnx_model, tflite_model
 from tests.tiny_models import CASES, MemoryCheckpoint, tiny, torch_logits
 
@@ -191,3 +193,56 @@ def test_an_outlying_channel_is_shared_out(architecture: str, variant: str) -> N
         for tensor, even in ((outlying, False), (turned, True)):
             sizes = np.linalg.norm(tensor(name).array(), axis=1 - axis)
             assert (sizes.max() < 3 * sizes.mean()) == even
+
+
+@st.composite
+def random_models(draw: st.DrawFn) -> tuple[ModelSpec, dict[str, Array]]:
+    """A model of any shape, with gammas that may be large, negative or zero, and biases."""
+    kv_heads, group, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), 2 * draw(st.integers(1, 9))
+    rotary = Rotary(tuple(float(10.0**-at) for at in range(head_dim // 2)))
+    kind = AttentionSpec(kv_heads * group, kv_heads, head_dim, head_dim**-0.5, rotary=rotary)
+    spec = ModelSpec(
+        "llama",
+        vocab_size=23,
+        hidden_size=draw(st.integers(1, 60)),
+        intermediate_size=draw(st.integers(1, 40)),
+        kinds={"full": kind},
+        layers=("full",) * draw(st.integers(1, 2)),
+        norm_eps=1e-5,
+        activation="silu",
+        max_context=64,
+        tied_head=draw(st.booleans()),
+        qkv_bias=draw(st.booleans()),
+        o_bias=draw(st.booleans()),
+        mlp_bias=draw(st.booleans()),
+    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    gammas = draw(st.sampled_from([(1.0,), (0.5, -2.0), (-1.0, 1.0), (0.0, -1.0, 1.0), (-1.0, 30.0)]))
+    values = {}
+    for name, shape in tensor_shapes(spec).items():
+        size = 1.0 if len(shape) == 1 else shape[1] ** -0.5
+        values[name] = (rng.standard_normal(shape) * size).astype(np.float32)
+        if "norm" in name:
+            values[name] = rng.choice(np.array(gammas, np.float32), shape)
+    return spec, values
+
+
+@settings(max_examples=60, deadline=None)
+@given(random_models(), st.integers(0, 2**31))
+def test_any_model_is_the_same_function_in_another_basis(model: tuple[ModelSpec, dict[str, Array]], seed: int) -> None:
+    """Logits in numpy; and the basis is orthogonal: rows of the embedding keep their lengths and angles, and v and o theirs."""
+    spec, values = model
+
+    def tensors(name: str) -> LazyTensor:
+        return InMemory(values[name].copy())
+
+    turned_spec, turned = rotation.apply(spec, tensors, seed)
+    ids = np.arange(17) * 5 % spec.vocab_size
+    wanted = ReferenceModel(spec, lambda name: Weight(name, tensors(name))).logits(ids)
+    got = ReferenceModel(turned_spec, lambda name: Weight(name, turned(name))).logits(ids)
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=5e-4 * max(1.0, float(np.abs(wanted).max())))
+    for name in ("embed.weight", *(f"layers.{layer}.down.weight" for layer in range(len(spec.layers)))):
+        before, after = (values[name], turned(name).array())
+        if "down" in name:
+            before, after = before.T, after.T
+        np.testing.assert_allclose(after @ after.T, before @ before.T, atol=1e-4 * max(1.0, float(np.square(before).sum())))
