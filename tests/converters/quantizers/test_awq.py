@@ -45,11 +45,12 @@ def test_a_channel_worked_by_hand() -> None:
     """
     up, down = np.array([[3.0], [5.0]], np.float32), np.array([[0.4, 7]], np.float32)
     spec, tensors = one_fold(up, down)
-    found = awq.transform(spec, tensors, {DOWN: np.array([10_000, 1], np.float32)}, recipe(ROW))
+    found, importance = awq.transform(spec, tensors, {DOWN: np.array([10_000, 1], np.float32)}, [recipe(ROW)])
     factors = np.array([10**0.5, 10**-0.5])
     np.testing.assert_allclose(found(DOWN).array(), down * factors, rtol=1e-6)
     np.testing.assert_allclose(found("layers.0.up.weight").array(), up / factors[:, None], rtol=1e-6)
-    made = awq.quantize(found(DOWN).array(), ROW, np.array([10_000, 1], np.float32) / factors.astype(np.float32) ** 2)
+    np.testing.assert_allclose(importance[DOWN], np.array([10_000, 1]) / factors**2, rtol=1e-6)
+    made = awq.quantize(found(DOWN).array(), ROW, importance[DOWN])
     assert made.codes.tolist() == [[[4, 7]]]
     np.testing.assert_allclose(made.dequantize() / factors, down, rtol=1e-6)
     assert imatrix.quantize(down, ROW).codes.tolist() == [[[0, 7]]]
@@ -65,7 +66,7 @@ def test_the_function_stays_and_its_rounding_is_no_worse(grid: Scheme, rows: int
     if dead:
         seen[::3] = 0
     spec, tensors = one_fold(up, down)
-    found = awq.transform(spec, tensors, {DOWN: seen}, recipe(grid))
+    found, importance = awq.transform(spec, tensors, {DOWN: seen}, [recipe(grid)])
     scaled = found(DOWN).array()
     factors = (tensors("layers.0.up.weight").array() / found("layers.0.up.weight").array())[:, 0]
     wanted = down.astype(np.float64) @ up
@@ -74,7 +75,7 @@ def test_the_function_stays_and_its_rounding_is_no_worse(grid: Scheme, rows: int
     def lost(values: Array) -> float:
         return float((np.square(values.astype(np.float64) - down) @ seen).sum())
 
-    with_factors = lost(awq.quantize(scaled, grid, seen / factors**2).dequantize() / factors)
+    with_factors = lost(awq.quantize(scaled, grid, importance[DOWN]).dequantize() / factors)
     assert with_factors <= 1.001 * lost(imatrix.quantize(down, grid, seen).dequantize()) + 1e-9
 
 
