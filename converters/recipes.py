@@ -84,7 +84,7 @@ def refined(
     wants: Mapping[str, Want],
     grid: Grid,
     block_size: int,
-    method: str = "imatrix",
+    method: str | None = None,
 ) -> Recipe:
     """The recipe with what somebody wants of single tensors.
 
@@ -92,7 +92,7 @@ def refined(
         names: every matrix of the model.
         wants: by name.
         block_size: of wants that name none.
-        method: what rounds a few tensors of a level that quantizes none.
+        method: what rounds them; None for the recipe's own.
     """
     if not wants:
         return base
@@ -102,7 +102,7 @@ def refined(
         scheme = None if want.bits == FLOAT_BITS else grid(want.bits, default if want.block is None else want.block)
         rules[name] = Rule(name, scheme)
     later = [rule for rule in base.rules if rule.pattern == FINAL and FINAL not in rules]  # of the model once it is rotated
-    return replace(base, method=base.method if base.rules else method, rules=(*compact(rules.values()), *later))
+    return replace(base, method=method or base.method, rules=(*compact(rules.values()), *later))
 
 
 def products(spec: ModelSpec, recipe: Recipe) -> list[tuple[str, ...]]:
