@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from edgellm.converters.calibration import Calibration
 
 PRESETS = ("best", "fast")
+BUG = "this is a fault of edgellm or of the runtime: report it"
 LEAST = 128  # positions below which figures say nothing
 
 
@@ -98,6 +99,8 @@ def _card(
 
     if not wanted.evaluate:
         return _unmeasured(bundle, wanted, "not asked for")
+    for name, each in made.items():
+        _check_cache(bundle, name, each, calibration)
     pieces = _fitting(bundle, len(made), wanted)
     if isinstance(pieces, str):
         return _unmeasured(bundle, wanted, pieces)
@@ -111,6 +114,18 @@ def _card(
         calibration=next((each.recipe.calibration for each in made.values() if each.recipe.calibration), None),
         machine=f"{here.cpu}, {here.cores} cores, {here.system}",
     )
+
+
+def _check_cache(bundle: Bundle, name: str, made: Made, calibration: Calibration) -> None:
+    """The scales of an 8-bit cache are what the text showed, to the bit: what wrong ones cost may be too little to be seen."""
+    from edgellm.converters import targets
+    from edgellm.converters.cache_ranges import lie_in
+
+    target = targets.fidelity(name)
+    grids = target.numerics(made.recipe, calibration).grids
+    if not lie_in(bundle.file(bundle.graphs[name].file), target.cache_constants(bundle.spec, grids)):
+        what = "the scales of its 8-bit cache are not in what was written"
+        raise FidelityError(f"not kept: {what}", where=f"{bundle.provenance.source}, {name}", fix=BUG)
 
 
 def _fitting(bundle: Bundle, graphs: int, wanted: Wanted) -> Pieces | str:
@@ -141,9 +156,7 @@ def _gated(bundle: Bundle, name: str, card: GraphCard, made: Made, wanted: Wante
     only_rounded = wanted.only_rounds and not made.calibrated
     outcome = gates.look(card, made.kind, only_rounded=only_rounded, imported=made.imported)
     if outcome.broken:
-        raise FidelityError(
-            f"not kept: {outcome.broken}", where=where, fix="this is a fault of edgellm or of the runtime: report it"
-        )
+        raise FidelityError(f"not kept: {outcome.broken}", where=where, fix=BUG)
     if outcome.refused and not (wanted.allow_degraded or wanted.chosen):
         fix = "choose a finer --quant, --method or --block-size, or keep it with --allow-degraded"
         raise FidelityError(f"not kept, it lost too much: {', '.join(outcome.past)}", where=where, fix=fix)

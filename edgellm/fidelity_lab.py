@@ -75,11 +75,11 @@ class Made:
         """What the linear weights were rounded to: "fp32", "int8", or "int4", which has a few in 8 bits.
 
         Codes that the source brought lose nothing, whatever their bits: with nothing below 8 bits beside them, what is lost is
-        what 8 bits lose, and that is "int8".
+        what 8 bits lose, and that is "int8". So is a cache in 8 bits beside float32.
         """
         rules = [rule for rule in self.recipe.rules if rule.scheme is not None]
         few = any(rule.scheme.bits < 8 for rule in rules if rule.scheme is not None and rule.method != IMPORTED)
-        return "int4" if few else "int8" if rules else "fp32"
+        return "int4" if few else "int8" if rules or self.recipe.kv == 8 else "fp32"
 
     @property
     def imported(self) -> bool:

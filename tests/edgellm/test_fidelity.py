@@ -141,9 +141,8 @@ def test_a_runtime_that_is_not_here_leaves_a_note(tiny_source: Path, tmp_path: P
     (why,) = graph.notes
     assert graph.verdict == "passed"
     assert graph.reason.endswith(f"; {why}")
-    assert said(Bundle.open(tmp_path / "out")) == [
-        f"tflite_compat: passed its gate by numpy alone: KL {graph.quantization.kl:.3g}, top-1 {graph.quantization.top1:.3f}; {why}"
-    ]
+    figures = f"KL {graph.quantization.kl:.3g}, top-1 {graph.quantization.top1:.3f}"
+    assert said(Bundle.open(tmp_path / "out")) == [f"tflite_compat: passed its gate by numpy alone: {figures}; {why}"]
     assert "tflite_compat: passed its gate by numpy alone\n" in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
 
 
@@ -217,6 +216,43 @@ def test_a_broken_export_is_never_kept(
     tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, quant: str, name: str
 ) -> None:
     _refuses(tiny_source, tmp_path, monkeypatch, target, quant, name)
+
+
+DEFAULT_BREAKS = {
+    "wrong_scale": "what was written is not what was quantized",
+    "layers_exchanged": "what was written is not what was quantized",
+    "layers_crossed": "what was",  # ONNX's graph itself is run for that
+    "cache_three_times": "the scales of its 8-bit cache",
+    "cache_cut_off": "the scales of its 8-bit cache",
+    "cache_a_little": "the scales of its 8-bit cache",
+}
+
+
+@pytest.mark.parametrize("name", DEFAULT_BREAKS)
+@pytest.mark.parametrize("target", ["onnx", "tflite"])
+def test_a_broken_export_by_default_is_never_kept(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, name: str
+) -> None:
+    """Calibrated, rotated, mixed, and with a cache in 8 bits."""
+    monkeypatch.setitem(texts.POSITIONS, "best", 160)
+    getattr(breaks, name)(monkeypatch, target)
+    with pytest.raises(FidelityError, match=DEFAULT_BREAKS[name]):
+        convert(tiny_source, tmp_path / "out", target=target, kv="int8", evaluate=True, allow_degraded=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["onnx", "tflite"])
+def test_a_cache_in_8_bits_beside_float32_is_no_fault_of_the_export(tiny_source: Path, tmp_path: Path, target: str) -> None:
+    card = convert(tiny_source, tmp_path / "out", target=target, quant="fp32", kv="int8", **MEASURED).fidelity
+    assert card is not None
+    graph = card.graphs[target]
+    assert graph.export is not None
+    assert graph.export.kl < 1e-9
+    assert graph.weights is not None
+    assert graph.weights.kl < 1e-9
+    assert graph.run is not None
+    assert graph.run.kl > 1e-6
+    assert graph.verdict == "passed"
 
 
 @pytest.mark.slow
