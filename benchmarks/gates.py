@@ -13,7 +13,7 @@ from typing import Any, Literal
 from edgellm.card import Gap, GraphCard, Verdict
 
 EXPORT_KL = 1e-4  # float32 makes 1e-10 of it: packing or the graph is wrong, if only in one scale
-# Of what numpy expects of rounded activations. Their effect is chaotic: no run repeats another, but on the average all are alike.
+# Of what numpy expects of rounded activations: their effect is chaotic, no run repeats another, but on the average all agree.
 NOISE, NOISE_ERRORS = 1.25, 4  # so many times it, and so many standard errors of the two means
 SLACK_KL = 1e-5  # and what float32 makes
 INT8_KL, INT8_TOP1, INT8_PERPLEXITY = 0.02, 0.92, 1.02

@@ -50,9 +50,9 @@ def cache_constants(spec: ModelSpec, grids: Sequence[CacheGrid]) -> Iterator[Arr
     for layer, grid in enumerate(grids):
         attention = spec.attention(layer)
         yield np.repeat(grid.keys, attention.heads // attention.kv_heads, axis=0) * np.float32(attention.scale)
-        yield 1 / grid.keys
+        yield np.float32(1) / grid.keys
         yield -grid.centers / grid.keys
-        yield 1 / grid.values
+        yield np.float32(1) / grid.values
         yield grid.values
 
 
