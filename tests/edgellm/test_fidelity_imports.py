@@ -5,13 +5,21 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from edgellm import fidelity
 from edgellm.benchmarks import texts
 from edgellm.bundle import Bundle
-from edgellm.card import GraphCard
+from edgellm.card import Gap, GraphCard
 from edgellm.conversion import convert
+from edgellm.converters import targets
+from edgellm.converters.quantizers import rtn
+from edgellm.converters.recipes import recipe
+from edgellm.converters.weights import InMemory
 from edgellm.errors import FidelityError
+from edgellm.fidelity import Wanted
+from edgellm.fidelity_lab import Made
 from edgellm.scheme import IMPORTED
 from tests import packed_folder, tiny_folder
 from tests.tiny_gguf import write_speaking
@@ -120,3 +128,22 @@ def test_few_bits_under_int8_are_calibrated_and_gated(few: Path, tiny_source: Pa
     for name, chosen in (("named", {"method": "rtn"}), ("fast", {"preset": "fast"}), ("none", {"calibration": "none"})):
         card = graph_of(convert(coarse, tmp_path / name, **options, **chosen))
         assert (card.verdict, card.rounding) == ("ungated", None), name
+
+
+def test_int4_without_a_text_is_ungated_only_where_somebody_chose_it(tiny_bundle: Path) -> None:
+    """Whatever way a recipe may come about in which nothing is calibrated."""
+    export = targets.find("onnx")
+    made = Made(
+        export, recipe("int4", "rtn", 32, export.grid), lambda name: InMemory(np.ones((1, 1), np.float32)), rtn.quantize
+    )
+    past = GraphCard("not measured", "", run=Gap(0.5, 0.01, 1, 0.6, 500), perplexity=12.0, source_perplexity=10.0)
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(FidelityError, match="it lost too much: KL 0.5"):
+        fidelity._gated(bundle, "onnx", past, made, Wanted())
+    for chosen in ({"method": "rtn"}, {"preset": "fast"}, {"calibration": "none"}):
+        said: dict[str, Any] = {"preset": "best", "method": None, "calibration": None, **chosen}
+        wanted = Wanted.of(evaluate=True, allow_degraded=False, max_ram=None, **said)
+        assert fidelity._gated(bundle, "onnx", past, made, wanted).verdict == "ungated"
+    named = Wanted.of(evaluate=True, allow_degraded=False, max_ram=None, preset="fast", method="imatrix", calibration=None)
+    with pytest.raises(FidelityError):
+        fidelity._gated(bundle, "onnx", past, made, named)
