@@ -138,7 +138,7 @@ def test_int4_without_a_text_is_ungated_only_where_somebody_chose_it(tiny_bundle
     )
     past = GraphCard("not measured", "", run=Gap(0.5, 0.01, 1, 0.6, 500), perplexity=12.0, source_perplexity=10.0)
     bundle = Bundle.open(tiny_bundle)
-    with pytest.raises(FidelityError, match="it lost too much: KL 0.5"):
+    with pytest.raises(FidelityError, match=r"it lost too much: KL 0\.5"):
         fidelity._gated(bundle, "onnx", past, made, Wanted())
     for chosen in ({"method": "rtn"}, {"preset": "fast"}, {"calibration": "none"}):
         said: dict[str, Any] = {"preset": "best", "method": None, "calibration": None, **chosen}
