@@ -125,7 +125,8 @@ def test_few_bits_under_int8_are_calibrated_and_gated(few: Path, tiny_source: Pa
     assert graph_of(bundle).rounding is not None
     with pytest.raises(FidelityError, match="it lost too much: KL"):
         convert(coarse, tmp_path / "out", **options)
-    for name, chosen in (("named", {"method": "rtn"}), ("fast", {"preset": "fast"}), ("none", {"calibration": "none"})):
+    ways: dict[str, dict[str, Any]] = {"named": {"method": "rtn"}, "fast": {"preset": "fast"}, "none": {"calibration": "none"}}
+    for name, chosen in ways.items():
         card = graph_of(convert(coarse, tmp_path / name, **options, **chosen))
         assert (card.verdict, card.rounding) == ("ungated", None), name
 
