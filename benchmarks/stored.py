@@ -1,8 +1,8 @@
 """What a weight of the linears takes in a file, counted there: codes, scales and zero points over the number of weights.
 
-Embedding and head are not counted: everybody here keeps them in 8 bit. The matrix that a rotated model has before a tied head
-is: it costs bits, but is no weight of the source's. A scale is counted as it is stored, and once more as if
-it had 16 bits: onnxruntime's kernels want float32 where llama.cpp and LiteRT store 16 bits, which says nothing of the grid.
+Embedding and head are not counted: where linears have few bits, everybody here keeps them in 8. The matrix that a rotated model
+has before a tied head is: it costs bits, but is no weight of the source's. A scale is counted as it is stored, and once more as
+if it had 16 bits: onnxruntime's kernels want float32 where llama.cpp and LiteRT store 16 bits, which says nothing of the grid.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.benchmarks import gguf_file
-from edgellm.bundle import Bundle
+from edgellm.bundle import Bundle, Graph
 from edgellm.errors import BundleError, RuntimeUnavailable
 from edgellm.runtimes import tflite_file
 from edgellm.runtimes.flatbuffer import Reader, Table
 from edgellm.spec import ModelSpec
 
-FULLY_CONNECTED = 9  # of LiteRT's schema
+FULLY_CONNECTED, MUL = 9, 18  # of LiteRT's schema
 TFLITE_BITS = {0: 32, 9: 8, 17: 4}  # float32, int8, int4
 HALF = 16
 
@@ -53,11 +53,10 @@ class Stored:
 
 
 def linears(path: Path) -> Stored | None:
-    """Of a GGUF file or a bundle with one graph, for onnxruntime or LiteRT; None for a file of another kind.
+    """Of a GGUF file or a bundle with one graph; None for a file of another kind.
 
     Raises:
-        RuntimeUnavailable: the package that reads the file is missing.
-        BundleError: the graph does not have the linears that its manifest tells of.
+        RuntimeUnavailable, BundleError: as for `graph`.
     """
     if path.suffix.lower() == ".gguf":
         matrices = list(_of_gguf(path))
@@ -65,10 +64,18 @@ def linears(path: Path) -> Stored | None:
     if not (path / "edgellm.json").is_file():
         return None
     bundle = Bundle.open(path)
-    ((name, graph),) = bundle.graphs.items()
-    read = {"onnx": _of_onnx, "tflite": _of_tflite}.get(name)
-    if read is None:  # tflite-compat keeps its scales outside of the products
-        return None
+    ((_, found),) = bundle.graphs.items()
+    return graph(bundle, found)
+
+
+def graph(bundle: Bundle, graph: Graph) -> Stored:
+    """Of one graph of a bundle.
+
+    Raises:
+        RuntimeUnavailable: the package that reads the file is missing.
+        BundleError: the graph does not have the linears that its manifest tells of.
+    """
+    read = _of_tflite if graph.file.endswith(".tflite") else _of_onnx
     matrices = list(read(bundle.file(graph.file), bundle.spec.vocab_size))
     weights, final = _weights(bundle.spec), bundle.spec.hidden_size**2 * bundle.spec.final_linear
     there = sum(each.weights for each in matrices)
@@ -129,15 +136,19 @@ def _of_tflite(path: Path, vocab: int) -> Iterator[Matrix]:
         model = reader.table(reader.unsigned(0, 4), "Model")
     codes = [code.number(3) or code.number(0) for code in model.tables(1)]
     graph = model.tables(2)[model.tables(7)[0].number(4)]
-    tensors = graph.tables(0)
-    for operator in graph.tables(3):
+    tensors, operators = graph.tables(0), graph.tables(3)
+    factors = {each.numbers(1)[0]: tensors[each.numbers(1)[1]] for each in operators if codes[each.number(0)] == MUL}
+    for operator in operators:
         if codes[operator.number(0)] != FULLY_CONNECTED:
             continue
         matrix = tensors[operator.numbers(1)[1]]
         shape = matrix.numbers(0)
         if shape[0] != vocab:
             bits, weights = TFLITE_BITS[matrix.number(1)], math.prod(shape)
-            yield Matrix(weights, bits * weights, *_scales(matrix, tensors))
+            scales, size = _scales(matrix, tensors)
+            if scales == 1:  # of no meaning: tflite-runtime wants those of the rows as factors of the product
+                scales = math.prod(factors[operator.numbers(2)[0]].numbers(0))
+            yield Matrix(weights, bits * weights, scales, size)
 
 
 def _scales(matrix: Table, tensors: list[Table]) -> tuple[int, int]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import mmap
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -41,6 +44,12 @@ class CacheRange:
         """What holds for both."""
         reach = np.maximum(self.reach, other.reach)
         return CacheRange(np.minimum(self.low, other.low), np.maximum(self.high, other.high), reach)
+
+
+def lie_in(path: Path, constants: Iterable[Array]) -> bool:
+    """Whether the bytes of all these float32 arrays are somewhere in a file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return all(data.find(np.ascontiguousarray(each, "<f4").tobytes()) >= 0 for each in constants)
 
 
 def turned(key: Array, rotary: Rotary, context: int) -> tuple[Array, Array]:

@@ -95,8 +95,9 @@ class Choices:
 
     @property
     def rounding(self) -> str:
-        """The method that rounds what nobody settled."""
-        return self.method or recipes.METHODS.get(self.quant, "imatrix")  # fp32 may have a few quantized tensors
+        """The method that rounds what nobody settled: the level's, and int4's where a file asks for few bits under int8."""
+        level = "int4" if self.quant == "int8" and self.file.has_few_bits else self.quant
+        return self.method or recipes.METHODS.get(level, "imatrix")  # fp32 may have a few quantized tensors
 
     @property
     def wants_mixed(self) -> bool:

@@ -56,6 +56,11 @@ class RecipeFile:
     base: str | None = None
     choices: tuple[Choice, ...] = ()
 
+    @property
+    def has_few_bits(self) -> bool:
+        """Whether it asks for fewer than 8 somewhere."""
+        return any(choice.want.bits < 8 for choice in self.choices)
+
     def check(self, target: str, grid: Grid, blocks: Sequence[int]) -> None:
         """Say which rule asks for a block that a target does not have; UsageError.
 

@@ -88,7 +88,7 @@ def refined(
     wants: Mapping[str, Want],
     grid: Grid,
     block_size: int,
-    method: str = "imatrix",
+    method: str | None = None,
 ) -> Recipe:
     """The recipe with what somebody wants of single tensors.
 
@@ -96,7 +96,7 @@ def refined(
         names: every matrix of the model.
         wants: by name.
         block_size: of wants that name none.
-        method: what rounds a few tensors of a level that quantizes none.
+        method: what rounds them; None for the recipe's own, or imatrix where it has none.
     """
     if not wants:
         return base
@@ -106,7 +106,8 @@ def refined(
         scheme = None if want.bits == FLOAT_BITS else grid(want.bits, default if want.block is None else want.block)
         rules[name] = Rule(name, scheme)
     later = [rule for rule in base.rules if rule.pattern == FINAL and FINAL not in rules]  # of the model once it is rotated
-    return replace(base, method=base.method if base.rules else method, rules=(*compact(rules.values()), *later))
+    method = method or (base.method if base.rules else "imatrix")
+    return replace(base, method=method, rules=(*compact(rules.values()), *later))
 
 
 def products(spec: ModelSpec, recipe: Recipe) -> list[tuple[str, ...]]:

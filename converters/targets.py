@@ -16,7 +16,7 @@ Several plans are written together, so that the source is read once for all of t
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -25,9 +25,9 @@ from edgellm.converters.calibration import NOTHING, Calibration
 from edgellm.converters.data import DataLayout, OnBytes, Region, write_data
 from edgellm.converters.quantizers import Quantize
 from edgellm.converters.replay import AsWritten, Numerics
-from edgellm.converters.weights import LazyTensor
+from edgellm.converters.weights import Array, LazyTensor
 from edgellm.errors import UsageError
-from edgellm.scheme import Recipe, Scheme
+from edgellm.scheme import CacheGrid, Recipe, Scheme
 from edgellm.spec import ModelSpec
 
 BOTH, GRAPHS_OF_BOTH = "both", ("onnx", "tflite")
@@ -114,6 +114,10 @@ class Fidelity(Protocol):
 
     def as_written(self, folder: Path, graph: Graph, tensors: Callable[[str], LazyTensor]) -> AsWritten:
         """What lies in `folder`, in a form that rounds no activations; `tensors` of the source have the shapes."""
+        ...
+
+    def cache_constants(self, spec: ModelSpec, grids: Sequence[CacheGrid]) -> Iterator[Array]:
+        """What a graph computes with, float32, if it keeps keys and values on these grids, by layer."""
         ...
 
 

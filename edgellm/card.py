@@ -82,6 +82,7 @@ class GraphCard:
         verdict: what became of the gate.
         reason: the gate's figures, in a line.
         quantization: numpy with rounded weights and activations against the source.
+        weights: the same with float32 activations: what rounding the weights alone cost; nothing where they were imported.
         rounding: what plain rounding would have cost; of calibrated int4 only.
         export: what lies in the file against the rounded weights; activations are float32 in both.
         export_by: how the file was read for it.
@@ -97,6 +98,7 @@ class GraphCard:
     verdict: Verdict
     reason: str
     quantization: Gap | None = None
+    weights: Gap | None = None
     rounding: Rounding | None = None
     export: Gap | None = None
     export_by: str | None = None

@@ -109,7 +109,7 @@ def convert(
         UsageError: an argument that makes no sense.
     """
     from edgellm import activations as activations_of
-    from edgellm import fidelity
+    from edgellm import fidelity, fidelity_lab
     from edgellm.converters import quantizers, targets
     from edgellm.converters.architectures import describe
     from edgellm.converters.checkpoints import open_checkpoint
@@ -120,7 +120,14 @@ def convert(
     for name, number in (("max_ram", max_ram), ("max_context", max_context)):
         if not isinstance(number, (int, NoneType)):
             raise UsageError(f"{number!r} is not a whole number", where=name, fix="pass an int")
-    wanted = fidelity.Wanted.of(evaluate, preset, allow_degraded, method, max_ram)
+    wanted = fidelity.Wanted.of(
+        evaluate=evaluate,
+        preset=preset,
+        allow_degraded=allow_degraded,
+        method=method,
+        calibration=calibration,
+        max_ram=max_ram,
+    )
     back_ends = targets.chosen(target)
     choices = Choices.read(
         quant=quant,
@@ -189,9 +196,10 @@ def convert(
                 graphs={name: _with_recipe(plan.graph, ready.recipes[name], bundles) for name, plan in plans.items()},
                 producer=f"edgellm {__version__}",
             )
-            graphs = {name: fidelity.Made(back_ends[name], ready.recipes[name], ready.tensors, quantize) for name in plans}
-            origin = fidelity.Origin(source_spec, tensors)
+            graphs = {name: fidelity_lab.Made(back_ends[name], ready.recipes[name], ready.tensors, quantize) for name in plans}
+            origin = fidelity_lab.Origin(source_spec, tensors)
             fidelity.measure(Bundle.open(partial), origin, graphs, ready.calibration, wanted, on_phase)
+            _check_readable(partial, folder)
             _rename(partial, folder)
             ready.clear()
         except OSError as error:
@@ -248,6 +256,14 @@ def _special_tokens(config: Mapping[str, object]) -> dict[str, str]:
         if role.endswith("_token") and isinstance(content, str):
             tokens[role] = content
     return tokens
+
+
+def _check_readable(partial: Path, target: Path) -> None:
+    """Nothing gets the name that could not be opened under it."""
+    try:
+        Bundle.open(partial)
+    except BundleError as error:
+        raise BundleError(f"what was made cannot be read: {error.what}", where=target, fix="report it") from error
 
 
 def _rename(partial: Path, target: Path) -> None:

@@ -1,93 +1,30 @@
-"""Measuring what a conversion made: the source, what it should have become, and what lies in the bundle, over the same texts.
+"""Measuring what a conversion made, and refusing what lost too much or is not what was quantized.
 
-    source ──────────────── numpy, float32
-    rounded weights ─────── numpy, float32 activations ── export error ──── what lies in the file
-         │                            └── activations as the runtime rounds them: expected ── seen: the runtime
-         └── numpy, activations rounded too ── quantization error ── source ── run ── the runtime
-
-Rounded activations make a chaotic difference: a value that falls to the other side of one rounding moves every later one, so
-two exact implementations of the same rules are as far apart as each is from float32. That is why export is compared without
-them, and the runtime itself by how much they cost, not value by value.
+The figures come from `edgellm.fidelity_lab`, the limits from `edgellm.benchmarks.gates`; what is kept gets a card with both.
 """
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import math
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from edgellm import evaluation
-from edgellm.activations import differ, said
-from edgellm.bundle import Bundle, FileEntry, Graph, add_card
-from edgellm.card import Card, GraphCard, LinearError, Rounding
-from edgellm.card_page import page
-from edgellm.errors import EdgeError, FidelityError, ResourceError, RuntimeUnavailable, UsageError
-from edgellm.scheme import Recipe
+from edgellm.bundle import Bundle, add_card
+from edgellm.card import Card, GraphCard
+from edgellm.card_page import not_run, page
+from edgellm.errors import EdgeError, FidelityError, SourceError, UsageError
+from edgellm.fidelity_lab import FIXED_BYTES, Lab, Made, OnStep, Origin
 
 if TYPE_CHECKING:
     from edgellm.benchmarks.texts import Pieces
     from edgellm.converters.calibration import Calibration
-    from edgellm.converters.quantizers import Quantize
-    from edgellm.converters.replay import Lane, Replayed, Tensors
-    from edgellm.converters.targets import Target
-    from edgellm.runtimes.session import Session
-    from edgellm.spec import ModelSpec
 
 PRESETS = ("best", "fast")
-STARTS = {"best": 96, "fast": 48}  # tokens of each piece that comparisons take which need no more
-WORST = 8
-FIXED_BYTES = 640 << 20  # interpreter, libraries, slices of weights, and a block of a runtime's logits
-PLAIN_BLOCK = 32
+BUG = "this is a fault of edgellm or of the runtime: report it"
 LEAST = 128  # positions below which figures say nothing
-SOURCE, QUANTIZED, FLOAT, WRITTEN, ROUNDED = "source", "quantized", "float activations", "written", "plain rounding"
-OnStep = Callable[[str, float], None]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """The source: its spec, which may not be the bundle's, and its tensors by canonical name."""
-
-    spec: ModelSpec
-    tensors: Tensors
-
-
-@dataclass(frozen=True)
-class Made:
-    """One graph as conversion made it.
-
-    Attributes:
-        target: its module.
-        recipe: which tensor was quantized how.
-        tensors: what was quantized, by canonical name; those that were settled on a grid before bring their codes.
-        quantize: the method that made the codes of the others.
-    """
-
-    target: Target
-    recipe: Recipe
-    tensors: Tensors
-    quantize: Quantize
-
-    @property
-    def kind(self) -> Literal["fp32", "int8", "int4"]:
-        """What the linear weights are in: "fp32", "int8", or "int4", which has a few in 8 bits."""
-        bits = [rule.scheme.bits for rule in self.recipe.rules if rule.scheme is not None]
-        return "fp32" if not bits else "int8" if min(bits) == 8 else "int4"
-
-    def plainly_rounded(self) -> Recipe:
-        """The recipe of plain rounding, in blocks of 32 where the target has blocks, and otherwise as here."""
-        from edgellm.converters.recipes import recipe
-
-        block = min(self.target.BLOCK_SIZE, PLAIN_BLOCK)
-        return recipe("int4", "rtn", block, self.target.grid, "int8" if self.recipe.kv == 8 else "fp32")
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether a text had a say in how weights were rounded."""
-        from edgellm.converters import quantizers
-
-        return self.kind != "fp32" and quantizers.is_calibrated(self.recipe.method)
 
 
 @dataclass(frozen=True)
@@ -99,6 +36,7 @@ class Wanted:
         preset: "best", or "fast" for a shorter look.
         allow_degraded: keep what is past its gate.
         chosen: the user named a method that only rounds: what comes of it is kept, and marked.
+        only_rounds: the user named it, or a preset that has it, or wanted no text.
         max_ram: bytes of anonymous memory to stay under, or None.
     """
 
@@ -106,14 +44,28 @@ class Wanted:
     preset: str = "best"
     allow_degraded: bool = False
     chosen: bool = False
+    only_rounds: bool = False
     max_ram: int | None = None
 
     @classmethod
-    def of(cls, evaluate: bool, preset: str, allow_degraded: bool, method: str | None, max_ram: int | None) -> Wanted:
+    def of(
+        cls,
+        *,
+        evaluate: bool,
+        preset: str,
+        allow_degraded: bool,
+        method: str | None,
+        calibration: str | os.PathLike[str] | None,
+        max_ram: int | None,
+    ) -> Wanted:
         """From what a user says; UsageError for a preset that is none."""
+        from edgellm.converters.calibration_text import NO_TEXT
+
         if preset not in PRESETS:
             raise UsageError(f"unknown preset '{preset}'", where="--preset", fix=f"choose one of {', '.join(PRESETS)}")
-        return cls(evaluate, preset, allow_degraded, method == "rtn", max_ram)
+        named = method == "rtn"
+        only_rounds = named or (method is None and (preset == "fast" or calibration == NO_TEXT))
+        return cls(evaluate, preset, allow_degraded, named, only_rounds, max_ram)
 
 
 def measure(
@@ -147,10 +99,13 @@ def _card(
 
     if not wanted.evaluate:
         return _unmeasured(bundle, wanted, "not asked for")
+    for name, each in made.items():
+        _check_cache(bundle, name, each, calibration)
     pieces = _fitting(bundle, len(made), wanted)
     if isinstance(pieces, str):
         return _unmeasured(bundle, wanted, pieces)
-    graphs = _Lab(bundle, origin, made, calibration, wanted, pieces, on_step).measure()
+    lab = Lab(bundle, origin, made, calibration, pieces, preset=wanted.preset, max_ram=wanted.max_ram, on_step=on_step)
+    graphs = lab.measure()
     here = machine()
     return Card(
         graphs={name: _gated(bundle, name, card, made[name], wanted) for name, card in graphs.items()},
@@ -161,165 +116,16 @@ def _card(
     )
 
 
-class _Lab:
-    """The measurement of one bundle; see `measure`."""
+def _check_cache(bundle: Bundle, name: str, made: Made, calibration: Calibration) -> None:
+    """The scales of an 8-bit cache are what the text showed, to the bit: what wrong ones cost may be too little to be seen."""
+    from edgellm.converters import targets
+    from edgellm.converters.cache_ranges import lie_in
 
-    def __init__(
-        self,
-        bundle: Bundle,
-        origin: Origin,
-        made: Mapping[str, Made],
-        calibration: Calibration,
-        wanted: Wanted,
-        pieces: Pieces,
-        on_step: OnStep,
-    ) -> None:
-        self._bundle, self._made, self._calibration = bundle, made, calibration
-        self._wanted, self._pieces, self._on_step = wanted, pieces, on_step
-        self._starts, self._where = pieces.starts(STARTS[wanted.preset])
-        shared = cache(origin.tensors)  # one object a tensor: what lanes have in common is read once
-        self._origin = Origin(origin.spec, shared)
-        self._quantized = {
-            name: shared if each.tensors is origin.tensors else cache(each.tensors) for name, each in made.items()
-        }
-
-    def measure(self) -> dict[str, GraphCard]:
-        """The figures of every graph, one graph loaded at a time."""
-        from edgellm.converters import targets
-        from edgellm.converters.replay import Lane
-        from edgellm.converters.weights import on_grids
-
-        plain = {SOURCE: Lane(evaluation.plain(self._origin.tensors), self._pieces.ids)}
-        lanes = {}
-        for name, made in self._made.items():
-            if made.kind != "fp32":
-                numerics = targets.fidelity(name).numerics(made.recipe, self._calibration)
-                weights = on_grids(self._quantized[name], made.recipe, self._calibration.importance)
-                lanes[f"{name} {QUANTIZED}"] = Lane(weights, self._pieces.ids, made.quantize, numerics, watched="weights")
-                floats = on_grids(self._quantized[name], replace(made.recipe, activations=32), self._calibration.importance)
-                lanes[f"{name} {FLOAT}"] = Lane(floats, self._starts, made.quantize)
-                if made.kind == "int4" and made.calibrated:
-                    weights = on_grids(self._origin.tensors, made.plainly_rounded())
-                    plain[f"{name} {ROUNDED}"] = Lane(weights, self._starts, numerics=numerics)
-        found = self._replay(plain, lanes, "source and rounded weights by numpy")
-        return {name: self._graph(name, found) for name in self._made}
-
-    def _graph(self, name: str, found: Mapping[str, Replayed]) -> GraphCard:
-        """One graph's figures, from what numpy found and what its runtime does."""
-        from edgellm.benchmarks.judge import RUN, judge
-
-        self._on_step(f"measuring {name}", 0)
-        vocab = self._bundle.spec.vocab_size
-        quantized, plain = found.get(f"{name} {QUANTIZED}"), found.get(f"{name} {FLOAT}")
-        models = {SOURCE: found[SOURCE]} | ({} if quantized is None else {QUANTIZED: quantized})
-        made = self._made[name].recipe
-        notes = [f"Activations: {said(made, self._bundle.spec)}."] if differ(made) else []
-        activations = expected = rounding = None
-        with self._session(name, self._bundle, notes) as session:
-            pairs = [(SOURCE, other) for other in (QUANTIZED, RUN)]
-            pairs = [(p, q) for p, q in pairs if q in models or (q == RUN and session is not None)]
-            judged = judge(models, session, self._pieces.ids, pairs, vocab)
-            if session is not None and quantized is not None and plain is not None:
-                both = {FLOAT: plain, QUANTIZED: quantized.at(self._where)}
-                seen = judge(both, session, self._starts, [(FLOAT, QUANTIZED), (FLOAT, RUN)], vocab)
-                activations, expected = seen.apart[FLOAT, RUN].gap(), seen.apart[FLOAT, QUANTIZED].gap()
-        if quantized is not None and (rounded := found.get(f"{name} {ROUNDED}")) is not None:
-            there = {SOURCE: found[SOURCE].at(self._where), QUANTIZED: quantized.at(self._where), ROUNDED: rounded}
-            pairs = [(SOURCE, QUANTIZED), (SOURCE, ROUNDED)]
-            own, plainly = (judge(there, None, self._starts, pairs, vocab).apart[pair].gap() for pair in pairs)
-            rounding = Rounding(plainly, own.kl / plainly.kl if plainly.kl else 0.0)
-        gaps = {q: apart.gap() for (_, q), apart in judged.apart.items()}
-        card = GraphCard(
-            verdict="not measured",
-            reason="",
-            quantization=gaps.get(QUANTIZED),
-            rounding=rounding,
-            activations=activations,
-            activations_expected=expected,
-            run=gaps.get(RUN),
-            perplexity=judged.perplexity.get(RUN, judged.perplexity.get(QUANTIZED)),
-            source_perplexity=judged.perplexity[SOURCE],
-            runtime=None if RUN not in judged.perplexity else evaluation.version(name),
-            worst=() if quantized is None else _worst(quantized.errors),
-            notes=tuple(notes),
-        )
-        return self._with_export(name, card, plain)
-
-    def _with_export(self, name: str, card: GraphCard, plain: Replayed | None) -> GraphCard:
-        """The card with its export error: what lies in the file against what should."""
-        from edgellm.benchmarks.judge import RUN, judge
-        from edgellm.converters import targets
-        from edgellm.converters.replay import Lane
-
-        if plain is None:  # nothing was rounded: the run itself tells
-            return replace(card, export=card.run, export_by="the runtime itself")
-        if card.runtime is None and targets.fidelity(name).RUNS:
-            return card
-        vocab, folder = self._bundle.spec.vocab_size, self._bundle.path
-        written = targets.fidelity(name).as_written(folder, self._bundle.graphs[name], self._quantized[name])
-        pair, notes = (FLOAT, WRITTEN), list(card.notes)
-        if written.tensors is not None:
-            lane = Lane(evaluation.plain(written.tensors), self._starts)
-            models = {FLOAT: plain, **self._replay({}, {WRITTEN: lane}, f"what was written for {name}")}
-            return replace(
-                card, export=judge(models, None, self._starts, [pair], vocab).apart[pair].gap(), export_by=written.by
-            )
-        if written.graph is None:
-            return card
-        with _beside(self._bundle, name, written.graph) as bundle, self._session(name, bundle, notes) as session:
-            if session is None:
-                return replace(card, notes=tuple(notes))
-            gap = judge({FLOAT: plain}, session, self._starts, [(FLOAT, RUN)], vocab).apart[FLOAT, RUN].gap()
-        return replace(card, export=gap, export_by=written.by)
-
-    def _replay(self, plain: Mapping[str, Lane], lanes: Mapping[str, Lane], what: str) -> dict[str, Replayed]:
-        """Lanes over the source as it is, and over what the bundle made of it: side by side where the specs agree."""
-        from edgellm.converters.replay import replay
-
-        layers = len(self._bundle.spec.layers)
-        if self._bundle.spec == self._origin.spec:
-            plain, lanes = {}, {**plain, **lanes}
-        found: dict[str, Replayed] = {}
-        for spec, group in ((self._origin.spec, plain), (self._bundle.spec, lanes)):
-            if group:
-                seen = replay(
-                    spec, list(group.values()), on_layer=lambda layer: self._on_step(f"measuring {what}", layer / layers)
-                )
-                found |= zip(group, seen, strict=True)
-        return found
-
-    @contextlib.contextmanager
-    def _session(self, name: str, bundle: Bundle, notes: list[str]) -> Iterator[Session | None]:
-        """A session of a graph in its runtime; None, with a note, where the runtime or the memory for it is not here."""
-        from edgellm.runtimes import open_runtime
-
-        if self._wanted.max_ram is not None and _runtime_bytes(bundle, bundle.graphs[name]) > self._wanted.max_ram:
-            notes.append(f"not run: {name} takes more memory than was allowed")
-            yield None
-            return
-        try:
-            runtime = open_runtime(bundle, name=name, max_context=max(map(len, self._pieces.ids)))
-        except (RuntimeUnavailable, ResourceError) as error:
-            notes.append(f"not run: {error.what}")
-            yield None
-            return
-        try:
-            session = runtime.session()
-            yield session
-            session.close()
-        finally:
-            runtime.close()
-
-
-@contextlib.contextmanager
-def _beside(bundle: Bundle, name: str, graph: Graph) -> Iterator[Bundle]:
-    """The bundle with another graph, whose file goes when it was used."""
-    path = bundle.path / graph.file
-    try:
-        files = {**bundle.files, graph.file: FileEntry(path.stat().st_size, "")}
-        yield replace(bundle, graphs={name: graph}, files=files)
-    finally:
-        path.unlink(missing_ok=True)
+    target = targets.fidelity(name)
+    grids = target.numerics(made.recipe, calibration).grids
+    if not lie_in(bundle.file(bundle.graphs[name].file), target.cache_constants(bundle.spec, grids)):
+        what = "the scales of its 8-bit cache are not in what was written"
+        raise FidelityError(f"not kept: {what}", where=f"{bundle.provenance.source}, {name}", fix=BUG)
 
 
 def _fitting(bundle: Bundle, graphs: int, wanted: Wanted) -> Pieces | str:
@@ -340,21 +146,17 @@ def _fitting(bundle: Bundle, graphs: int, wanted: Wanted) -> Pieces | str:
         return error.what
 
 
-def _runtime_bytes(bundle: Bundle, graph: Graph) -> int:
-    """What a runtime takes beside this process's own: weights, packed once more, and logits."""
-    return FIXED_BYTES + 2 * sum(bundle.files[name].size for name in bundle.files_of(graph))
-
-
 def _gated(bundle: Bundle, name: str, card: GraphCard, made: Made, wanted: Wanted) -> GraphCard:
     """The card with what its gate says; FidelityError where the bundle is not to be kept."""
     from edgellm.benchmarks import gates
 
-    outcome = gates.look(card, made.kind, calibrated=made.calibrated)
     where = f"{bundle.provenance.source}, {name}"
+    if card.source_perplexity is not None and not math.isfinite(card.source_perplexity):
+        raise SourceError("the model's logits over a text are not finite", where=where, fix="keep it unmeasured with --no-eval")
+    only_rounded = wanted.only_rounds and not made.calibrated
+    outcome = gates.look(card, made.kind, only_rounded=only_rounded, imported=made.imported)
     if outcome.broken:
-        raise FidelityError(
-            f"not kept: {outcome.broken}", where=where, fix="this is a fault of edgellm or of the runtime: report it"
-        )
+        raise FidelityError(f"not kept: {outcome.broken}", where=where, fix=BUG)
     if outcome.refused and not (wanted.allow_degraded or wanted.chosen):
         fix = "choose a finer --quant, --method or --block-size, or keep it with --allow-degraded"
         raise FidelityError(f"not kept, it lost too much: {', '.join(outcome.past)}", where=where, fix=fix)
@@ -366,15 +168,10 @@ def _gated(bundle: Bundle, name: str, card: GraphCard, made: Made, wanted: Wante
 def _figures(card: GraphCard) -> str:
     gap = card.run or card.quantization
     if gap is None:
-        return "nothing could be measured here"
-    return f"KL {gap.kl:.3g}, top-1 {gap.top1:.3f}"
+        return "; ".join(["nothing could be measured here", *not_run(card)])
+    return "; ".join([f"KL {gap.kl:.3g}, top-1 {gap.top1:.3f}", *(() if card.run is not None else not_run(card))])
 
 
 def _unmeasured(bundle: Bundle, wanted: Wanted, reason: str) -> Card:
     nothing = GraphCard("not measured", reason)
     return Card(dict.fromkeys(bundle.graphs, nothing), wanted.preset, reason=reason)
-
-
-def _worst(errors: Mapping[str, float]) -> tuple[LinearError, ...]:
-    order = sorted(errors, key=lambda name: -errors[name])[:WORST]
-    return tuple(LinearError(name, errors[name]) for name in order)

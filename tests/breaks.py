@@ -14,6 +14,20 @@ from edgellm.converters.data import DataFile, Place
 Break = Callable[[pytest.MonkeyPatch, str], None]
 
 
+class _Scaled:
+    """Rows whose scales come out a quarter too large, whoever made the codes."""
+
+    def __init__(self, rows: Any) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def quantized(self, *arguments: Any) -> Any:
+        made = self._rows.quantized(*arguments)
+        return replace(made, scales=made.scales * np.float32(1.25))
+
+
 def wrong_scale(patch: pytest.MonkeyPatch, target: str) -> None:
     """The scales of one linear are a quarter too large."""
     from edgellm.converters.onnx import data as onnx
@@ -23,16 +37,48 @@ def wrong_scale(patch: pytest.MonkeyPatch, target: str) -> None:
     write = job.write
 
     def broken(self: Any, data: DataFile, start: int, rows: Any, quantize: Any) -> None:
-        if "layers.1.down.weight" in self.name:
-            method = quantize
-
-            def quantize(*arguments: Any) -> Any:
-                made = method(*arguments)
-                return replace(made, scales=made.scales * np.float32(1.25))
-
-        write(self, data, start, rows, quantize)
+        write(self, data, start, _Scaled(rows) if "layers.1.down.weight" in self.name else rows, quantize)
 
     patch.setattr(job, "write", broken)
+
+
+def cache_three_times(patch: pytest.MonkeyPatch, target: str) -> None:
+    """The scales of an 8-bit cache are three times what they should be: coarser, and right otherwise."""
+    _cache(patch, target, 3)
+
+
+def cache_cut_off(patch: pytest.MonkeyPatch, target: str) -> None:
+    """They reach over .6 of what keys and values take."""
+    _cache(patch, target, 0.6)
+
+
+def cache_a_little(patch: pytest.MonkeyPatch, target: str) -> None:
+    """They are a hundredth too large in the values of one layer: less than any measurement would show."""
+    _cache(patch, target, 1.01, layers=(1,), parts=("reach",))
+
+
+def _cache(
+    patch: pytest.MonkeyPatch,
+    target: str,
+    factor: float,
+    layers: tuple[int, ...] | None = None,
+    parts: tuple[str, ...] = ("low", "high", "reach"),
+) -> None:
+    import importlib
+
+    module = importlib.import_module(f"edgellm.converters.{target}.export")
+    plan = module.plan
+
+    def broken(spec: Any, tensors: Any, recipe: Any, calibration: Any) -> Any:
+        cache = tuple(
+            replace(each, **{part: getattr(each, part) * np.float32(factor) for part in parts})
+            if layers is None or layer in layers
+            else each
+            for layer, each in enumerate(calibration.cache)
+        )
+        return plan(spec, tensors, recipe, replace(calibration, cache=cache))
+
+    patch.setattr(module, "plan", broken)
 
 
 def nibble_order(patch: pytest.MonkeyPatch, target: str) -> None:

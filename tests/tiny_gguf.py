@@ -1,14 +1,20 @@
-"""The tiny models as GGUF files without a tokenizer, written with gguf-py and its name tables as llama.cpp's converter does."""
+"""The tiny models as GGUF files, written with gguf-py and its name tables as llama.cpp's converter does.
+
+All but one have no tokenizer.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
 import torch
+import transformers
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.tiny_models import tiny
@@ -49,6 +55,39 @@ def write_gguf(path: Path, architecture: str, variant: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def write_speaking(path: Path, folder: Path, linears: str, tables: str) -> Path:
+    """The model of `tests.tiny_folder` with its tokenizer; its matrices in these GGML types, by gguf-py."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    vocabulary: dict[str, int] = tokenizer["model"]["vocab"]
+    special = {each["content"] for each in tokenizer["added_tokens"]}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    writer = gguf.GGUFWriter(path, "llama")
+    metadata(writer, config)
+    tokens = ["\u0120t", *sorted(vocabulary, key=vocabulary.__getitem__)[1:]]  # no tokenizer of this kind is without merges
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in tokens])
+    writer.add_token_merges(["\u0120 t"])
+    writer.add_bos_token_id(config.bos_token_id)
+    writer.add_eos_token_id(config.eos_token_id)
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    for hf_name, values in load_file(folder / "model.safetensors").items():
+        gguf_name = names.get_name(hf_name, try_suffixes=(".weight",))
+        assert gguf_name is not None
+        part = next((count for name, count in heads.items() if name in hf_name), None)
+        kept = np.ascontiguousarray(values if part is None else permuted(values, part))
+        kind = "F32" if values.ndim == 1 else tables if "embed" in hf_name or "lm_head" in hf_name else linears
+        form = gguf.GGMLQuantizationType[kind]
+        writer.add_tensor(gguf_name, gguf.quants.quantize(kept, form), raw_dtype=form)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def metadata(writer: gguf.GGUFWriter, config: Any) -> None:

@@ -6,6 +6,7 @@ its weights has. With 0 it computes in float32, on the very same codes, scales a
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from edgellm.bundle import Graph
 from edgellm.converters.calibration import Calibration
 from edgellm.converters.replay import AsWritten, Numerics, Tensors
 from edgellm.converters.weights import Array
-from edgellm.scheme import Recipe, Scheme
+from edgellm.scheme import CacheGrid, Recipe, Scheme
+from edgellm.spec import ModelSpec
 
 RUNS = True  # what was written is told by running it
 FLOAT_FILE = "model.float.onnx"
@@ -42,6 +44,13 @@ def round_inputs(x: Array, scheme: Scheme) -> Array:
     np.rint(blocks, out=blocks)
     blocks *= scales
     return blocks.reshape(padded.shape)[..., :width]
+
+
+def cache_constants(spec: ModelSpec, grids: Sequence[CacheGrid]) -> Iterator[Array]:
+    """Scales of keys and values of every layer; heads are filled up to a multiple of 8, with 1 for a scale."""
+    for grid in grids:
+        for scales in (grid.keys, grid.values):
+            yield np.pad(scales, ((0, 0), (0, -scales.shape[1] % 8)), constant_values=1)
 
 
 def as_written(folder: Path, graph: Graph, tensors: Tensors) -> AsWritten:

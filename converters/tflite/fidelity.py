@@ -7,6 +7,7 @@ turn that off, so what the file holds is read, and runs on the numpy back end.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from edgellm.converters.replay import AsWritten, Numerics, Tensors
 from edgellm.converters.tflite.graph import schema
 from edgellm.converters.tflite.stored import StoredWeight, read_weights
 from edgellm.converters.weights import Array, LazyTensor
-from edgellm.scheme import Recipe, Scheme
+from edgellm.scheme import CacheGrid, Recipe, Scheme
+from edgellm.spec import ModelSpec
 
 CODES, SCALES = ".codes", ".scales"  # what the names of such parts of a weight end in
 RUNS = False  # what was written is told by reading it
@@ -41,6 +43,17 @@ def round_inputs(x: Array, scheme: Scheme) -> Array:
     codes = np.clip(np.rint(x * steps) + zero, -128, 127)
     rounded: Array = ((codes - zero) / steps).astype(np.float32, copy=False)
     return rounded
+
+
+def cache_constants(spec: ModelSpec, grids: Sequence[CacheGrid]) -> Iterator[Array]:
+    """What makes codes of keys and values, and what makes up for it: in the queries, and in what attention gives."""
+    for layer, grid in enumerate(grids):
+        attention = spec.attention(layer)
+        yield np.repeat(grid.keys, attention.heads // attention.kv_heads, axis=0) * np.float32(attention.scale)
+        yield np.float32(1) / grid.keys
+        yield -grid.centers / grid.keys
+        yield np.float32(1) / grid.values
+        yield grid.values
 
 
 def as_written(folder: Path, graph: Graph, tensors: Tensors) -> AsWritten:

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from edgellm.converters.tflite.fidelity import RUNS, as_written, numerics
+from edgellm.converters.tflite.fidelity import RUNS, as_written, cache_constants, numerics
 
-__all__ = ["RUNS", "as_written", "numerics"]
+__all__ = ["RUNS", "as_written", "cache_constants", "numerics"]

@@ -5,21 +5,28 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from edgellm.cli._options import check_target, readable, to_json, write_json
 from edgellm.cli.bench import reports_of
 from edgellm.cli.eval import runtimes_of
-from edgellm.errors import plain
+from edgellm.errors import RuntimeUnavailable, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from edgellm.benchmarks.harness import Report
-    from edgellm.bundle import Bundle
-    from edgellm.card import Gap
+    from edgellm.bundle import Bundle, Graph
+    from edgellm.card import Card, Gap
+
+Found = tuple["Gap | None", "Literal['run', 'numpy'] | None", "str | None"]  # what a column has of it
+NOTHING: Found = (None, None, None)
+COUNTED = (
+    "bits: codes, zero points and scales as they lie in the file, those of the matrix before a rotated model's head included, "
+    "over the weights of the layers' linears; embedding and head are not counted"
+)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,9 @@ class Column:
 
     Attributes:
         size: bytes of the graph's files.
-        bits: of a linear weight, its share of scales and zero points included.
+        bits: of a linear weight, counted in the file; None where the package that reads it is not installed.
         gap: from the source: as measured now, or as the card has it.
+        gap_by: "run" where the runtime ran for it, "numpy" where a card has only what numpy makes of the rounded weights.
         text: sha256 of what `gap` was measured on.
         speed: as `edgellm bench` measures it; None where the runtime is not installed.
     """
@@ -37,8 +45,9 @@ class Column:
     bundle: str
     runtime: str
     size: int
-    bits: float
+    bits: float | None
     gap: Gap | None
+    gap_by: Literal["run", "numpy"] | None
     text: str | None
     speed: Report | None
 
@@ -69,6 +78,9 @@ def command(bundles: tuple[Path, ...], against: str | None, trials: int, threads
     if json_file is not None:
         write_json(json_file, value)
     Console().print(_table(columns))
+    click.echo(COUNTED)
+    if any(column.gap_by == "numpy" for column in columns):
+        click.echo("* nothing ran: by numpy, with activations rounded as the runtime does; it stands for no run (edgellm eval)")
     if len({column.text for column in columns if column.text is not None}) > 1:
         click.echo("KL was measured on different texts and does not compare: give --against")
     speeds = [column.speed for column in columns if column.speed is not None]
@@ -79,34 +91,54 @@ def command(bundles: tuple[Path, ...], against: str | None, trials: int, threads
 def _columns(bundle: Bundle, against: str | None, trials: int, threads: int | None) -> list[Column]:
     from rich.console import Console
 
-    from edgellm.cli._bits import bits_per_weight
     from edgellm.evaluation import evaluate
 
     bundle.ensure_verified()
     there = runtimes_of(bundle, None)
-    gaps: dict[str, tuple[Gap | None, str | None]] = {}
+    gaps: dict[str, Found] = {}
     if against is None:
-        card = bundle.fidelity
-        if card is not None and card.text is not None:
-            gaps = {name: (graph.run or graph.quantization, card.text.sha256) for name, graph in card.graphs.items()}
+        gaps = {} if bundle.fidelity is None else _of_card(bundle.fidelity)
     else:
         with Console(stderr=True).status("reading") as status:
             found = evaluate(bundle, runtimes=there, against=against, on_step=lambda step: status.update(step))
-        gaps = {each.runtime: (each.gap, each.text.sha256) for each in found}
+        gaps = {each.runtime: (each.gap, "run", each.text.sha256) for each in found}
     speeds = {report.runtime: report for report in reports_of(bundle, None, trials, threads)}
     return [
         Column(
             bundle=bundle.path.resolve().name,
             runtime=name,
             size=sum(bundle.files[file].size for file in bundle.files_of(graph)),
-            bits=bits_per_weight(bundle.spec, bundle.recipe_of(graph)),
-            gap=gaps.get(name, (None, None))[0],
-            text=gaps.get(name, (None, None))[1],
+            bits=_bits(bundle, graph),
+            gap=gap,
+            gap_by=by,
+            text=text,
             speed=speeds.get(name),
         )
         for name, graph in bundle.graphs.items()
         if name in there
+        for gap, by, text in [gaps.get(name, NOTHING)]
     ]
+
+
+def _of_card(card: Card) -> dict[str, Found]:
+    """What a card has of each graph: of a run, or where nothing ran, by numpy."""
+    if card.text is None:
+        return {}
+    text = card.text.sha256
+    return {
+        name: (graph.run, "run", text) if graph.run is not None else (graph.quantization, "numpy", text)
+        for name, graph in card.graphs.items()
+        if graph.run is not None or graph.quantization is not None
+    }
+
+
+def _bits(bundle: Bundle, graph: Graph) -> float | None:
+    from edgellm.benchmarks import stored
+
+    try:
+        return stored.graph(bundle, graph).bits
+    except RuntimeUnavailable:
+        return None
 
 
 def _as_json(column: Column) -> dict[str, Any]:
@@ -121,11 +153,11 @@ def _table(columns: list[Column]) -> Table:
     for column in columns:
         table.add_column(f"{plain(column.bundle)}\n{column.runtime}", justify="right")
     table.add_row("size", *(readable(column.size) for column in columns))
-    table.add_row("bits per linear weight", *(f"{column.bits:.2f}" for column in columns))
-    table.add_row(
-        "KL, nats", *("-" if each.gap is None else f"{each.gap.kl:.4g} ± {each.gap.kl_error:.1g}" for each in columns)
-    )
-    table.add_row("top-1 agreement", *("-" if each.gap is None else f"{each.gap.top1:.3f}" for each in columns))
+    table.add_row("bits per linear weight", *("-" if each.bits is None else f"{each.bits:.2f}" for each in columns))
+    marks = ["*" if each.gap_by == "numpy" else "" for each in columns]
+    gaps = [(each.gap, mark) for each, mark in zip(columns, marks, strict=True)]
+    table.add_row("KL, nats", *("-" if gap is None else f"{gap.kl:.4g} ± {gap.kl_error:.1g}{mark}" for gap, mark in gaps))
+    table.add_row("top-1 agreement", *("-" if gap is None else f"{gap.top1:.3f}{mark}" for gap, mark in gaps))
     names = dict.fromkeys(series.name for each in columns if each.speed for series in each.speed.series)
     for name in (name for name in names if name.startswith(("prefill", "decode"))):
         table.add_row(name, *(_speed(column.speed, name) for column in columns))

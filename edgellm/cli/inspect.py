@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from edgellm.activations import said
-from edgellm.cli._fidelity import verdicts
+from edgellm.cli._fidelity import show, verdicts
 from edgellm.cli._options import readable, to_json
 from edgellm.errors import plain
 
@@ -218,6 +218,9 @@ def _show(facts: Facts, available: int | None) -> None:
         click.echo(f"{name:<11} {plain(text)}")
     for name, size in sorted(facts.files.items(), key=lambda file: -file[1]):
         click.echo(f"{'file':<11} {name}  {readable(size)}")
+    if facts.fidelity is not None:
+        click.echo()
+        show(facts.fidelity)
     click.echo()
     here = "unknown on this system" if available is None else readable(available)
     click.echo(f"RAM for weights and KV cache; available here: {here}")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from edgellm.benchmarks import gates
-from edgellm.card import Gap, GraphCard, Rounding
+from edgellm.card import Gap, GraphCard, LinearError, Rounding
 
 CLEAN = GraphCard(
     verdict="not measured",
@@ -29,7 +29,7 @@ def gap(kl: float, top1: float = 0.95) -> Gap:
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 def test_close_passes(kind: gates.Kind) -> None:
-    found = gates.look(CLEAN, kind, calibrated=True)
+    found = gates.look(CLEAN, kind)
     assert (found.broken, found.past, found.verdict(chosen=False)) == (None, (), "passed")
 
 
@@ -54,28 +54,65 @@ def test_close_passes(kind: gates.Kind) -> None:
     ],
 )
 def test_each_limit(kind: gates.Kind, change: dict[str, object], said: str | None) -> None:
-    found = gates.look(replace(CLEAN, **change), kind, calibrated=True)  # type: ignore[arg-type]
+    found = gates.look(replace(CLEAN, **change), kind)  # type: ignore[arg-type]
     assert found.broken is None
     assert [said in each for each in found.past] == [True] if said else found.past == ()
 
 
 def test_export_has_a_gate_of_its_own_whatever_the_kind() -> None:
     for kind in ("fp32", "int8", "int4"):
-        assert gates.look(replace(CLEAN, export=gap(0.0011)), kind, calibrated=False).broken  # type: ignore[arg-type]
-        assert not gates.look(replace(CLEAN, export=gap(0.00009)), kind, calibrated=False).broken  # type: ignore[arg-type]
+        assert gates.look(replace(CLEAN, export=gap(0.0011)), kind).broken  # type: ignore[arg-type]
+        assert not gates.look(replace(CLEAN, export=gap(0.00009)), kind).broken  # type: ignore[arg-type]
 
 
 def test_a_runtime_that_computes_something_else_is_found() -> None:
-    assert gates.look(replace(CLEAN, activations=gap(0.0071)), "int8", calibrated=False).broken
-    assert gates.look(replace(CLEAN, activations=gap(0.0069)), "int8", calibrated=False).broken is None
-    assert gates.look(replace(CLEAN, activations=None), "int8", calibrated=False).broken is None
+    """Of an expected .004 with an error of .0001, and .0002 of what was seen: .005 + 4 * .00022 + .00001."""
+
+    def seen(kl: float, error: float = 2e-4) -> GraphCard:
+        return replace(CLEAN, activations=Gap(kl, error, 0.01, 0.96, 300))
+
+    assert gates.look(seen(0.00592), "int8").broken
+    assert gates.look(seen(0.00588), "int8").broken is None
+    assert gates.look(seen(0.00592, 3e-4), "int8").broken is None
+    assert gates.look(replace(CLEAN, activations=None), "int8").broken is None
 
 
-def test_rounding_alone_has_no_gate_and_a_named_method_is_marked() -> None:
-    assert gates.look(replace(CLEAN, run=gap(0.15)), "int4", calibrated=False).verdict(chosen=False) == "ungated"
-    past = gates.look(replace(CLEAN, run=gap(0.5)), "int4", calibrated=False)
+def test_rounding_that_somebody_chose_has_no_gate_under_int4_and_a_named_method_is_marked() -> None:
+    assert gates.look(replace(CLEAN, run=gap(0.15)), "int4", only_rounded=True).verdict(chosen=False) == "ungated"
+    past = gates.look(replace(CLEAN, run=gap(0.5)), "int4", only_rounded=True)
     assert (past.refused, len(past.past), past.verdict(chosen=False)) == (False, 1, "ungated")
-    calibrated = gates.look(replace(CLEAN, run=gap(0.5)), "int4", calibrated=True)
-    assert (calibrated.refused, calibrated.verdict(chosen=False)) == (True, "degraded")
-    int8 = gates.look(replace(CLEAN, run=gap(0.5)), "int8", calibrated=False)
+    gated = gates.look(replace(CLEAN, run=gap(0.5)), "int4")
+    assert (gated.refused, gated.verdict(chosen=False)) == (True, "degraded")
+    int8 = gates.look(replace(CLEAN, run=gap(0.5)), "int8", only_rounded=True)
     assert (int8.refused, int8.verdict(chosen=True)) == (True, "chosen")
+
+
+def test_what_was_carried_over_is_the_source_to_the_bit() -> None:
+    assert gates.look(replace(CLEAN, weights=gap(0.0011)), "int8", imported=True).broken
+    assert gates.look(replace(CLEAN, weights=gap(1e-9)), "int8", imported=True).broken is None
+    assert gates.look(replace(CLEAN, weights=gap(0.0011)), "int8").broken is None
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("kind", ["fp32", "int8", "int4"])
+@pytest.mark.parametrize("bad", [NAN, float("inf")])
+@pytest.mark.parametrize(
+    "figure",
+    ["quantization", "weights", "export", "activations", "activations_expected", "run", "perplexity", "rounding", "worst"],
+)
+def test_what_is_not_a_number_never_passes(kind: gates.Kind, bad: float, figure: str) -> None:
+    wrong: object = Gap(bad, bad, bad, 0.9, 2000)
+    wrong = {"perplexity": bad, "rounding": Rounding(gap(0.1), bad), "worst": (LinearError("q", bad),)}.get(figure, wrong)
+    found = gates.look(replace(CLEAN, **{figure: wrong}), kind, only_rounded=True)  # type: ignore[arg-type]
+    assert found.broken is not None
+    assert found.broken.startswith(f"what was measured is not a number: {figure}")
+
+
+def test_nor_does_it_get_past_a_limit_by_itself() -> None:
+    """Were it not refused as broken, each comparison would still be against it."""
+    wrong = Gap(NAN, NAN, NAN, NAN, 2000)
+    for kind, count in (("int8", 3), ("int4", 3)):
+        card = replace(CLEAN, run=wrong, perplexity=NAN, rounding=Rounding(wrong, NAN))
+        assert len(gates.look(card, kind).past) == count  # type: ignore[arg-type]

@@ -13,9 +13,7 @@ import transformers
 
 from edgellm.benchmarks import texts
 from edgellm.bundle import Bundle
-from edgellm.cli._bits import bits_per_weight
 from edgellm.evaluation import evaluate
-from edgellm.scheme import Recipe, Rule, Scheme
 from tests import tiny_folder
 from tests.cli.conftest import edgellm
 
@@ -195,6 +193,19 @@ def test_inspect_shows_the_card(carded: Path) -> None:
     value = json.loads(edgellm("inspect", carded, "--json").stdout)
     card = Bundle.open(carded).fidelity
     assert card is not None
+    assert card.text is not None
+    assert f"sha256 of the token ids {card.text.sha256}" in shown
+    assert f"Calibration: sha256 of the token ids {card.calibration}" in shown
+    assert f"Machine: {card.machine}. Preset: fast." in shown
+    for name, graph in card.graphs.items():
+        table = shown[shown.index(f"fidelity of {name} ", shown.index("Preset: fast.")) :]
+        assert str(graph.runtime) in table
+        for gap in (graph.run, graph.quantization, graph.weights, graph.export, graph.activations, graph.activations_expected):
+            assert gap is not None
+            assert f"{gap.kl:.3g} ± {gap.kl_error:.1g}" in table
+            assert f"{gap.top1:.3f}" in table
+        assert f"Perplexity {graph.perplexity:.3f}, of the source {graph.source_perplexity:.3f}." in table
+        assert f"{graph.worst[0].name.removesuffix('.weight')} {graph.worst[0].error:.4f}" in table
     assert value["fidelity"]["graphs"]["tflite"]["run"]["kl"] == card.graphs["tflite"].run.kl  # type: ignore[union-attr]
     assert json.loads(edgellm("inspect", Path(__file__).parents[1] / "data" / "bundle-v1", "--json").stdout)["fidelity"] is None
 
@@ -245,16 +256,37 @@ def test_compare_puts_graphs_side_by_side(carded: Path, bundle: Path, source: Pa
     assert column["gap"] == alone["gap"]
 
 
-def test_bits_of_a_linear_weight(bundle: Path) -> None:
-    """4-bit codes, a scale of 16 bits and a zero point of 4 for 32 of them; q and v of another grid count by their size."""
-    spec = Bundle.open(bundle).spec
-    plain = Recipe("int4", "rtn", (Rule("layers.*.weight", Scheme(4, 32, symmetric=False)),))
-    assert bits_per_weight(spec, plain) == pytest.approx(4 + 20 / 32)
-    mixed = Recipe("int4", "rtn", (Rule("layers.*.v.weight", Scheme(8, 0)), Rule("layers.*.weight", Scheme(4, 32))))
-    v, others = 32 * 64, 64 * 64 * 2 + 32 * 64 + 3 * 64 * 128
-    expected = (v * (8 + 16 / 64) + others * (4 + 16 / 32)) / (v + others)
-    assert bits_per_weight(spec, mixed) == pytest.approx(expected)
-    assert bits_per_weight(spec, Recipe("fp32", "none")) == 32
+def test_bits_of_a_linear_weight_are_those_in_the_file(carded: Path, bundle: Path) -> None:
+    """By the formats: MatMulNBits has float32 scales and zero points of 4 bits for 32 weights, LiteRT scales of 16 bits."""
+    result = edgellm("compare", carded, bundle, "--trials", "1", "--json", "-")
+    columns = json.loads(result.stdout)["columns"]
+    assert [each["bits"] for each in columns] == pytest.approx([4 + 36 / 32, 4 + 16 / 32, 4 + 36 / 32])
+    shown = edgellm("compare", carded, "--trials", "1").stdout
+    assert "5.12" in shown
+    assert "as they lie in the file" in shown
+    assert "embedding and head are not counted" in shown
+
+
+def test_figures_of_no_run_are_marked(carded: Path, tmp_path: Path) -> None:
+    """As a card is that was made where onnxruntime is not installed."""
+    other = shutil.copytree(carded, tmp_path / "elsewhere")
+    manifest = json.loads((other / "edgellm.json").read_text(encoding="utf-8"))
+    manifest["fidelity"]["graphs"]["onnx"] |= {"run": None, "runtime": None, "activations": None}
+    manifest["fidelity"]["graphs"]["onnx"] |= {"verdict": "passed", "notes": ["not run: onnxruntime is not installed"]}
+    (other / "edgellm.json").write_text(json.dumps(manifest), encoding="utf-8")
+    columns = json.loads(edgellm("compare", other, "--trials", "1", "--json", "-").stdout)["columns"]
+    assert [each["gap_by"] for each in columns] == ["numpy", "run"]
+    card = Bundle.open(other).fidelity
+    assert card is not None
+    assert [each["gap"]["kl"] for each in columns] == [
+        card.graphs["onnx"].quantization.kl,  # type: ignore[union-attr]
+        card.graphs["tflite"].run.kl,  # type: ignore[union-attr]
+    ]
+    shown = edgellm("compare", other, "--trials", "1").stdout
+    assert f"{card.graphs['onnx'].quantization.top1:.3f}*" in shown  # type: ignore[union-attr]
+    assert "* nothing ran: by numpy" in shown
+    assert "nothing ran" not in edgellm("compare", carded, "--trials", "1").stdout
+    assert "fidelity of onnx passed its gate by numpy alone: " in edgellm("inspect", other).stdout
 
 
 def test_compare_says_where_texts_differ(carded: Path, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

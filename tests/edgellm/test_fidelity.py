@@ -15,8 +15,9 @@ import pytest
 from edgellm.benchmarks import texts
 from edgellm.bundle import Bundle
 from edgellm.card import PAGE
+from edgellm.cli._fidelity import said
 from edgellm.conversion import Progress, convert
-from edgellm.errors import FidelityError, InferenceError, UsageError
+from edgellm.errors import BundleError, FidelityError, InferenceError, SourceError, UsageError
 from tests import breaks, tiny_folder
 
 MEASURED: dict[str, Any] = {"evaluate": True, "preset": "fast"}
@@ -137,6 +138,12 @@ def test_a_runtime_that_is_not_here_leaves_a_note(tiny_source: Path, tmp_path: P
     assert graph.export is not None
     assert graph.export.kl == 0
     assert graph.perplexity is not None
+    (why,) = graph.notes
+    assert graph.verdict == "passed"
+    assert graph.reason.endswith(f"; {why}")
+    figures = f"KL {graph.quantization.kl:.3g}, top-1 {graph.quantization.top1:.3f}"
+    assert said(Bundle.open(tmp_path / "out")) == [f"tflite_compat: passed its gate by numpy alone: {figures}; {why}"]
+    assert "tflite_compat: passed its gate by numpy alone\n" in (tmp_path / "out" / PAGE).read_text(encoding="utf-8")
 
 
 def test_a_method_chosen_by_the_preset_and_by_name(tiny_source: Path, tmp_path: Path) -> None:
@@ -211,6 +218,43 @@ def test_a_broken_export_is_never_kept(
     _refuses(tiny_source, tmp_path, monkeypatch, target, quant, name)
 
 
+DEFAULT_BREAKS = {
+    "wrong_scale": "what was written is not what was quantized",
+    "layers_exchanged": "what was written is not what was quantized",
+    "layers_crossed": "what was",  # ONNX's graph itself is run for that
+    "cache_three_times": "the scales of its 8-bit cache",
+    "cache_cut_off": "the scales of its 8-bit cache",
+    "cache_a_little": "the scales of its 8-bit cache",
+}
+
+
+@pytest.mark.parametrize("name", DEFAULT_BREAKS)
+@pytest.mark.parametrize("target", ["onnx", "tflite"])
+def test_a_broken_export_by_default_is_never_kept(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, target: str, name: str
+) -> None:
+    """Calibrated, rotated, mixed, and with a cache in 8 bits."""
+    monkeypatch.setitem(texts.POSITIONS, "best", 160)
+    getattr(breaks, name)(monkeypatch, target)
+    with pytest.raises(FidelityError, match=DEFAULT_BREAKS[name]):
+        convert(tiny_source, tmp_path / "out", target=target, kv="int8", evaluate=True, allow_degraded=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("target", ["onnx", "tflite"])
+def test_a_cache_in_8_bits_beside_float32_is_no_fault_of_the_export(tiny_source: Path, tmp_path: Path, target: str) -> None:
+    card = convert(tiny_source, tmp_path / "out", target=target, quant="fp32", kv="int8", **MEASURED).fidelity
+    assert card is not None
+    graph = card.graphs[target]
+    assert graph.export is not None
+    assert graph.export.kl < 1e-9
+    assert graph.weights is not None
+    assert graph.weights.kl < 1e-9
+    assert graph.run is not None
+    assert graph.run.kl > 1e-6
+    assert graph.verdict == "passed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("target", "quant", "name"), REAL_BROKEN)
 def test_a_broken_export_of_a_real_model_is_never_kept(
@@ -272,6 +316,58 @@ def test_a_runtime_that_fails_leaves_nothing(tiny_source: Path, tmp_path: Path, 
     monkeypatch.setattr(onnx.OnnxSession, "logits", fails)
     with pytest.raises(InferenceError, match="as it was told"):
         convert(tiny_source, tmp_path / "out", **RTN)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_number_is_refused_and_nothing_stays(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime whose logits are NaN: no comparison with a limit says anything of that."""
+    onnx = importlib.import_module("edgellm.runtimes.onnx")
+    logits = onnx.OnnxSession.logits
+
+    def broken(self: Any, ids: Any) -> np.ndarray:
+        found: np.ndarray = logits(self, ids)
+        found[-1, 7] = np.nan
+        return found
+
+    monkeypatch.setattr(onnx.OnnxSession, "logits", broken)
+    for options in ({}, {"quant": "fp32", "method": None}, {"quant": "int8"}):
+        with pytest.raises(FidelityError) as error:
+            convert(tiny_source, tmp_path / "out", **RTN | {"allow_degraded": True} | options)
+        assert "tiny, onnx: not kept: what was measured is not a number: " in str(error.value)
+        assert "\n" not in str(error.value)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_says_no_numbers_is_told_so(tiny_source: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    source = shutil.copytree(tiny_source, tmp_path / "source")
+    tensors = load_file(source / "model.safetensors")
+    tensors["lm_head.weight"] *= np.float32(1e38)
+    save_file(tensors, source / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SourceError, match="the model's logits over a text are not finite; keep it unmeasured with --no-eval"):
+        convert(source, tmp_path / "out", **MEASURED, quant="fp32")
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_nothing_gets_the_name_that_cannot_be_opened(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgellm import fidelity
+
+    add = fidelity.add_card
+
+    def broken(bundle: Bundle, card: Any, page: str) -> None:
+        add(bundle, dataclasses.replace(card, machine=7), page)
+
+    monkeypatch.setattr(fidelity, "add_card", broken)
+    with pytest.raises(BundleError, match="what was made cannot be read") as error:
+        convert(tiny_source, tmp_path / "out", **RTN)
+    assert str(tmp_path / "out") in str(error.value)
     assert list(tmp_path.iterdir()) == []
 
 
