@@ -119,7 +119,7 @@ def prepare(
     turned = rotates(method, chosen, spec)
     if turned:
         spec, tensors = rotation.apply(spec, tensors)
-    if choices.looks and any(_smooths(each, spec) for each in chosen.values()):
+    if choices.looks and any(_smooths(each, spec) for each in chosen.values()) and not any(map(_imports, chosen.values())):
         tensors, text = _smoothed(choices, spec, tensors, tokenizer, limits, on_phase, turned)
         chosen = {name: replace(each, calibration=text) for name, each in chosen.items()}
     if not any(map(_asks, chosen.values())):
@@ -164,7 +164,7 @@ def rotates(method: str, chosen: Mapping[str, Recipe], spec: ModelSpec) -> bool:
 def _smooths(recipe: Recipe, spec: ModelSpec) -> bool:
     """Whether loud inputs are to share their range with weights: beside 8-bit weights, which have some to spare."""
     schemes = [recipe.scheme(name) for name in recipes.linears(spec)]
-    return all(scheme is not None and scheme.bits == 8 for scheme in schemes) and not _imports(recipe)
+    return all(scheme is not None and scheme.bits == 8 for scheme in schemes)
 
 
 def _smoothed(

@@ -12,7 +12,7 @@ import click
 from edgellm.cli._options import check_target, readable, to_json, write_json
 from edgellm.cli.bench import reports_of
 from edgellm.cli.eval import runtimes_of
-from edgellm.errors import RuntimeUnavailable, plain
+from edgellm.errors import RuntimeUnavailable, UsageError, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,12 +55,24 @@ class Column:
 @click.command(short_help="Put bundles side by side.")
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--against", metavar="SOURCE", help="Measure KL against this source now, instead of taking it from the cards.")
+@click.option(
+    "--adapter",
+    metavar="LORA_DIR",
+    help="With --against: the PEFT LoRA that was merged into those of the bundles that have one; none: the plain model.",
+)
 @click.option("--trials", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs of each case.")
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; the default suits the machine.")
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write every figure to F, '-' for stdout."
 )
-def command(bundles: tuple[Path, ...], against: str | None, trials: int, threads: int | None, json_file: Path | None) -> None:
+def command(
+    bundles: tuple[Path, ...],
+    against: str | None,
+    adapter: str | None,
+    trials: int,
+    threads: int | None,
+    json_file: Path | None,
+) -> None:
     """Put BUNDLES side by side: size, bits per linear weight, KL, speed. One column a runtime that is installed."""
     from rich.console import Console
 
@@ -68,9 +80,12 @@ def command(bundles: tuple[Path, ...], against: str | None, trials: int, threads
 
     if json_file is not None and json_file != Path("-"):
         check_target(json_file)
+    if adapter is not None and against is None:
+        raise UsageError("an adapter belongs to a source", where="--adapter", fix="give --against as well")
     columns: list[Column] = []
     for opened in [Bundle.open(path) for path in bundles]:
-        columns += _columns(opened, against, trials, threads)
+        own = adapter if opened.provenance.adapter is not None else None
+        columns += _columns(opened, against, own, trials, threads)
     value = {"columns": [_as_json(column) for column in columns]}
     if json_file == Path("-"):
         click.echo(to_json(value))
@@ -88,7 +103,7 @@ def command(bundles: tuple[Path, ...], against: str | None, trials: int, threads
         click.echo(f"{speeds[0].machine.cpu}, {speeds[0].threads} threads; speeds are medians, in tokens per second")
 
 
-def _columns(bundle: Bundle, against: str | None, trials: int, threads: int | None) -> list[Column]:
+def _columns(bundle: Bundle, against: str | None, adapter: str | None, trials: int, threads: int | None) -> list[Column]:
     from rich.console import Console
 
     from edgellm.evaluation import evaluate
@@ -100,7 +115,7 @@ def _columns(bundle: Bundle, against: str | None, trials: int, threads: int | No
         gaps = {} if bundle.fidelity is None else _of_card(bundle.fidelity)
     else:
         with Console(stderr=True).status("reading") as status:
-            found = evaluate(bundle, runtimes=there, against=against, on_step=lambda step: status.update(step))
+            found = evaluate(bundle, runtimes=there, against=against, adapter=adapter, on_step=lambda step: status.update(step))
         gaps = {each.runtime: (each.gap, "run", each.text.sha256) for each in found}
     speeds = {report.runtime: report for report in reports_of(bundle, None, trials, threads)}
     return [

@@ -336,6 +336,14 @@ def test_a_bundle_with_an_adapter_is_measured_from_the_merged_model(source: Path
     assert (merged["source"], merged["adapter"], plain["adapter"]) == (str(source), str(lora), None)
     shown = edgellm("eval", made, "--against", source, "--adapter", lora, "--text", file)
     assert "with " in shown.stdout
+    told = {}
+    for adapter in (str(lora), "none"):
+        value = edgellm("compare", made, "--against", source, "--adapter", adapter, "--trials", "1", "--json", "-")
+        (column,) = json.loads(value.stdout)["columns"]
+        told[adapter] = column["gap"]["kl"]
+    assert told[str(lora)] < 1e-6
+    assert told["none"] > 1e-2
+    assert "give --against as well" in edgellm("compare", made, "--adapter", lora).stderr
     # the source that the plain model is has the perplexity that transformers finds
     ids, logits = torch_logits(source, TEXT)
     loss = torch.nn.functional.cross_entropy(logits[:-1].double(), ids[1:])

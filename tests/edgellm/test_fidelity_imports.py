@@ -41,17 +41,11 @@ def measured(source: Path, folder: Path, **options: Any) -> Bundle:
     return convert(source, folder, **{"evaluate": True, "allow_degraded": True, **options})
 
 
-SMOOTHED = (
-    "preparation smooths the tensors of both graphs for TFLite's, and the codes that ONNX's recipe calls imported are gone"
-)
-
-
 @pytest.mark.parametrize(
     ("target", "quant", "linears"),
     [
         *((target, "int4", "Q4_0") for target in ("onnx", "tflite", "both")),
-        *((target, "int8", "Q8_0") for target in ("onnx", "tflite")),
-        pytest.param("both", "int8", "Q8_0", marks=pytest.mark.xfail(raises=FidelityError, reason=SMOOTHED, strict=True)),
+        *((target, "int8", "Q8_0") for target in ("onnx", "tflite", "both")),
     ],
 )
 def test_codes_that_the_source_brings_lose_nothing(
