@@ -83,15 +83,15 @@ def settled(
         return ready
     text = digest(windows)
     recipes = dict(ready.recipes)
-    recipes |= {name: replace(recipes[name], calibration=recipes[name].calibration or text) for name in searched}
-    ready = replace(ready, recipes=dict(recipes))
     for name in searched:
         search = _Search(ready, name, windows, limits, on_phase)
         with np.errstate(all="ignore"):  # what is not finite is said, or left for the card to say
             if name in fixed:
                 ready = replace(ready, calibration=replace(ready.calibration, fixed=_scales(search.reach())))
                 search = replace(search, ready=ready)
-            recipes[name] = search.recipe()
+            found = search.recipe()
+        if name in fixed or found != recipes[name]:  # the text had a say
+            recipes[name] = replace(found, calibration=found.calibration or text)
     return replace(ready, recipes=recipes)
 
 
