@@ -193,7 +193,7 @@ def test_the_manifest_says_which_grid_each_graph_has(source: Path, tmp_path: Pat
 
 
 def test_only_what_was_calibrated_says_so(source: Path, tmp_path: Path) -> None:
-    """int8 that nobody smooths has in onnx neither searched scales nor an 8-bit cache: its recipe is as of a conversion alone."""
+    """int8 that nobody smooths has in onnx neither searched scales nor an 8-bit cache: its recipe is as if it were alone."""
     both = convert(source, tmp_path / "both", target="both", quant="int8", preset="fast")
     for name, graph in both.graphs.items():
         alone = convert(source, tmp_path / name, target=name, quant="int8", preset="fast")
