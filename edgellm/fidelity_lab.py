@@ -159,6 +159,7 @@ class Lab:
     def _graph(self, name: str, found: Mapping[str, Replayed]) -> GraphCard:
         """One graph's figures, from what numpy found and what its runtime does."""
         from edgellm.benchmarks.judge import RUN, judge
+        from edgellm.benchmarks.metrics import ratio
 
         self._on_step(f"measuring {name}", 0)
         vocab = self._bundle.spec.vocab_size
@@ -179,10 +180,10 @@ class Lab:
             there = {SOURCE: found[SOURCE].at(self._where), QUANTIZED: quantized.at(self._where), FLOAT: plain}
             there |= {ROUNDED: found[f"{name} {ROUNDED}"]} if f"{name} {ROUNDED}" in found else {}
             pairs = [(SOURCE, other) for other in there if other != SOURCE]
-            apart = {q: each.gap() for (_, q), each in judge(there, None, self._starts, pairs, vocab).apart.items()}
-            weights = apart[FLOAT]
+            apart = {q: each for (_, q), each in judge(there, None, self._starts, pairs, vocab).apart.items()}
+            weights = apart[FLOAT].gap()
             if (plainly := apart.get(ROUNDED)) is not None:
-                rounding = Rounding(plainly, apart[QUANTIZED].kl / plainly.kl if plainly.kl else 0.0)
+                rounding = Rounding(plainly.gap(), *ratio(apart[QUANTIZED].kl, plainly.kl))
         gaps = {q: apart.gap() for (_, q), apart in judged.apart.items()}
         card = GraphCard(
             verdict="not measured",

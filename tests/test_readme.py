@@ -1,4 +1,8 @@
-"""README's examples, run as they stand: each block in a fresh process, in one folder, one after the other."""
+"""README's examples, run as they stand: each block in a fresh process, in one folder, one after the other.
+
+But for conversions by default, which take minutes: they are made by rounding alone here, and as they stand in
+test_real_default.py.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +61,8 @@ def test_every_example_runs(models: Callable[[str], Path], tmp_path: Path) -> No
         for line in code.splitlines():
             command, *arguments = shlex.split(line, comments=True)
             assert command == "edgellm"
+            if arguments[0] == "convert" and "--preset" not in arguments:
+                arguments += ["--preset", "fast"]
             outputs.append(run(["-m", "edgellm", *arguments], tmp_path))
     assert "Paris" in outputs[-3]
     assert outputs[-1].startswith("no-such-bundle: no such folder")

@@ -58,7 +58,9 @@ def test_the_end_of_a_turn_is_not_taken_for_padding(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "gemma3"])
 def test_same_tokens_on_real_models(models: Callable[[str], Path], name: str, tmp_path: Path) -> None:
-    bundle = convert(models(name), tmp_path / "out", method="imatrix")
+    bundle = convert(
+        models(name), tmp_path / "out", method="rtn"
+    )  # two runtimes of one graph: how it was rounded is all the same
     with edgellm.load(bundle.path) as llm:
         prompt = llm.tokenizer.encode("The three primary colours are")
     expected = ours(bundle.path, prompt, 48)
