@@ -19,7 +19,6 @@ SLACK_KL = 1e-5  # and what float32 makes
 INT8_KL, INT8_TOP1, INT8_PERPLEXITY = 0.02, 0.92, 1.02
 INT4_KL, INT4_PERPLEXITY = 0.2, 1.2
 ROUNDING_KL, ROUNDING_SHARE = 0.02, 0.7
-SURE = 2.0  # standard errors that a share has to be past its limit by
 Kind = Literal["fp32", "int8", "int4"]
 
 
@@ -120,11 +119,5 @@ def _past(card: GraphCard, kind: Kind) -> Iterator[str]:
         more = own / source - 1
         yield f"perplexity +{more:.1%} (at most +{growth - 1:.0%})"
     plain = card.rounding
-    if plain is None or kind != "int4":
-        return
-    least = plain.share - SURE * plain.share_error  # one position in hundreds may be most of a mean
-    if not (plain.gap.kl <= ROUNDING_KL or least <= ROUNDING_SHARE):
-        yield (
-            f"KL is {plain.share:.2f} ± {plain.share_error:.2f} of the {plain.gap.kl:.3g} that plain rounding makes "
-            f"(at most {ROUNDING_SHARE})"
-        )
+    if kind == "int4" and plain is not None and not (plain.gap.kl <= ROUNDING_KL or plain.share <= ROUNDING_SHARE):
+        yield f"KL is {plain.share:.2f} of the {plain.gap.kl:.3g} that plain rounding makes (at most {ROUNDING_SHARE})"

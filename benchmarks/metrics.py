@@ -132,18 +132,6 @@ def perplexity(surprises: Sequence[Values]) -> float:
     return float(np.exp(min(values.mean(), 700.0)))
 
 
-def ratio(a: Values, b: Values) -> tuple[float, float]:
-    """The mean of a over that of b, at the same positions, and its standard error; 0 where b is 0 throughout.
-
-    Source: the ratio estimator, Cochran, "Sampling Techniques" (1977), section 6.4.
-    """
-    below = float(b.mean())
-    if below == 0:
-        return 0.0, 0.0
-    found = float(a.mean()) / below
-    return found, standard_error(a - found * b) / below
-
-
 def standard_error(values: Sequence[float] | Values) -> float:
     """Of the values' mean."""
     return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -67,12 +67,11 @@ class Rounding:
 
     Attributes:
         gap: of RTN in blocks of 32, by numpy, against the source.
-        share: the method's own KL over RTN's, at the same positions; `share_error` is its standard error.
+        share: the method's own KL over RTN's, at the same positions.
     """
 
     gap: Gap
     share: float
-    share_error: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def _fitting(bundle: Bundle, graphs: int, wanted: Wanted) -> Pieces | str:
     spec, positions = bundle.spec, texts.POSITIONS[wanted.preset]
     if wanted.max_ram is not None:
         # of a position, float32: in every lane a residual, its norm and products of it; in one what the gate makes
-        lanes = 1 + 1.25 * graphs
+        lanes = 1 + 2.25 * graphs
         each = 4 * (lanes * (3 * spec.hidden_size + 2 * spec.intermediate_size) + 3 * spec.intermediate_size)
         positions = min(positions, int((wanted.max_ram - FIXED_BYTES) / each))
         if positions < LEAST:

@@ -151,7 +151,8 @@ class Lab:
                 lanes[f"{name} {FLOAT}"] = Lane(floats, self._starts, made.quantize)
                 if made.calibrated:
                     weights = _rounded_anew(self._origin.tensors, made.plainly_rounded())
-                    plain[f"{name} {ROUNDED}"] = Lane(weights, self._starts, numerics=numerics)
+                    # over all of the text: of a few hundred positions a single one may be half of the mean
+                    plain[f"{name} {ROUNDED}"] = Lane(weights, self._pieces.ids, numerics=numerics)
         found = self._replay(plain, lanes, "source and rounded weights by numpy")
         with np.errstate(over="ignore", invalid="ignore"):  # the gates say what is not finite
             return {name: self._graph(name, found) for name in self._made}
@@ -159,7 +160,6 @@ class Lab:
     def _graph(self, name: str, found: Mapping[str, Replayed]) -> GraphCard:
         """One graph's figures, from what numpy found and what its runtime does."""
         from edgellm.benchmarks.judge import RUN, judge
-        from edgellm.benchmarks.metrics import ratio
 
         self._on_step(f"measuring {name}", 0)
         vocab = self._bundle.spec.vocab_size
@@ -177,13 +177,12 @@ class Lab:
                 seen = judge(both, session, self._starts, [(FLOAT, QUANTIZED), (FLOAT, RUN)], vocab)
                 activations, expected = seen.apart[FLOAT, RUN].gap(), seen.apart[FLOAT, QUANTIZED].gap()
         if quantized is not None and plain is not None:
-            there = {SOURCE: found[SOURCE].at(self._where), QUANTIZED: quantized.at(self._where), FLOAT: plain}
-            there |= {ROUNDED: found[f"{name} {ROUNDED}"]} if f"{name} {ROUNDED}" in found else {}
-            pairs = [(SOURCE, other) for other in there if other != SOURCE]
-            apart = {q: each for (_, q), each in judge(there, None, self._starts, pairs, vocab).apart.items()}
-            weights = apart[FLOAT].gap()
-            if (plainly := apart.get(ROUNDED)) is not None:
-                rounding = Rounding(plainly.gap(), *ratio(apart[QUANTIZED].kl, plainly.kl))
+            there = {SOURCE: found[SOURCE].at(self._where), FLOAT: plain}
+            weights = judge(there, None, self._starts, [(SOURCE, FLOAT)], vocab).apart[SOURCE, FLOAT].gap()
+        if quantized is not None and (rounded := found.get(f"{name} {ROUNDED}")) is not None:
+            there, pair = {SOURCE: found[SOURCE], ROUNDED: rounded}, (SOURCE, ROUNDED)
+            plainly = judge(there, None, self._pieces.ids, [pair], vocab).apart[pair].gap()
+            rounding = Rounding(plainly, judged.apart[SOURCE, QUANTIZED].gap().kl / plainly.kl if plainly.kl else 0.0)
         gaps = {q: apart.gap() for (_, q), apart in judged.apart.items()}
         card = GraphCard(
             verdict="not measured",

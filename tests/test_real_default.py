@@ -64,6 +64,8 @@ def test_the_card_has_every_figure_and_passes(made: Made) -> None:
         assert graph.run is not None
         assert graph.rounding is not None
         assert graph.rounding.share < 0.7
+        assert card.text is not None
+        assert graph.rounding.gap.positions == card.text.positions, "a few hundred may hang on one"
         assert graph.activations is not None
         assert graph.activations_expected is not None
         assert graph.activations.kl < 2 * graph.activations_expected.kl
