@@ -1,0 +1,68 @@
+"""What speaks against a run: which lanes have no result, and which figures are not to be quoted.
+
+A lane fails whose steps are wrong, or which claims more than the machine can do: then the clock, the count of bytes or the
+probe is wrong, and nobody knows which. Everything else is said beside the figures.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from edgellm.benchmarks import conditions, figures
+from edgellm.benchmarks.machine import cache_bytes
+from edgellm.benchmarks.peers.quiet import BUSY_LIMIT
+from edgellm.benchmarks.result import Lane, Run
+
+AGREEMENT = 0.9  # steps that one pass confirms: rounding may turn a close one, a broken cache turns most
+SHARES = {"bandwidth share": "memory bandwidth", "int8 share": "peak of 8-bit products"}
+
+
+def judged(run: Run) -> Run:
+    """The run with its own doubts and those of its lanes."""
+    lanes = tuple(_judged(lane, run) for lane in run.lanes)
+    return replace(run, lanes=lanes, doubts=conditions.doubts(run.moments, run.samples, run.machine))
+
+
+def _judged(lane: Lane, run: Run) -> Lane:
+    if lane.failed is not None:
+        return lane
+    failed = _wrong(lane) or _impossible(lane, run)
+    return replace(lane, failed=failed, doubts=(*lane.doubts, *_doubts(lane, run)))
+
+
+def _wrong(lane: Lane) -> str | None:
+    if lane.agreement is None or lane.agreement >= AGREEMENT:
+        return None
+    return f"its output is wrong: one pass over the text confirms {lane.agreement:.0%} of its steps"
+
+
+def _impossible(lane: Lane, run: Run) -> str | None:
+    """More than the limit. What the processor's cache keeps from step to step need not come from memory."""
+    cached = cache_bytes() or 0
+    kept = 0.0 if not lane.weight_bytes else min(1.0, cached / lane.weight_bytes)
+    for found in figures.of_lane(run, lane.id):
+        name = SHARES.get(found.measure)
+        if name is None:
+            continue
+        share = found.median * ((1 - kept) if found.measure == "bandwidth share" else 1.0)
+        if share > 1:
+            return f"{found.case.name} takes {found.median:.0%} of the {name}: more than there is, so some figure is wrong"
+    return None
+
+
+def _doubts(lane: Lane, run: Run) -> list[str]:
+    found = []
+    if any((each.others or 0.0) > BUSY_LIMIT for each in run.samples if each.lane == lane.id and each.round):
+        worst = max(each.others or 0.0 for each in run.samples if each.lane == lane.id and each.round)
+        found.append(f"other processes kept up to {worst:.2f} processors busy")
+    if _changes(lane, run):
+        found.append("its tokens were not the same in every round")
+    if lane.fidelity is not None and lane.fidelity.verdict == "degraded":
+        found.append("its fidelity card says degraded")
+    return found
+
+
+def _changes(lane: Lane, run: Run) -> bool:
+    told: dict[object, tuple[int, ...]] = {}
+    mine = [each for each in run.samples if each.lane == lane.id and each.tokens]
+    return any(told.setdefault(each.case, each.tokens) != each.tokens for each in mine)

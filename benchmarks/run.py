@@ -1,0 +1,222 @@
+"""A benchmark run: lanes side by side, round after round in shuffled order, each in a process of its own.
+
+    run = measure([Bundle.open("smollm2-int4")], ["onnx", "tflite"], Settings(trials=5), command="...")
+
+What a machine does in the meantime (heat, a neighbour) then falls on all lanes alike. Between the lanes of a round the machine
+itself is measured, with the same threads: what it reads from memory, what it multiplies.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from tokenizers import Tokenizer
+
+from edgellm._version import __version__
+from edgellm.benchmarks import child, conditions, doubts, energy, limit, own, texts
+from edgellm.benchmarks.cases import plan
+from edgellm.benchmarks.child import Heard, Job
+from edgellm.benchmarks.machine import machine
+from edgellm.benchmarks.result import Case, Lane, Moment, Probe, Run, Sample, Settings
+from edgellm.bundle import Bundle
+from edgellm.errors import EdgeError, UsageError
+from edgellm.runtimes.threads import allowed_cpus
+
+LOOK = 1.0  # seconds that the machine is watched before the first round and after the last
+PROBE = 0.3  # seconds of a probe
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A lane on its way: what it is, where it lies, what is measured of it."""
+
+    lane: Lane
+    bundle: Bundle
+    cases: tuple[Case, ...]
+    ids: tuple[int, ...]
+
+
+@dataclass
+class Bench:
+    """A run in the making.
+
+    Attributes:
+        origin: when it began, by time.perf_counter.
+        failed: lanes that go no further, and why.
+    """
+
+    settings: Settings
+    entries: list[Entry]
+    progress: Callable[[str], None]
+    origin: float = field(default_factory=time.perf_counter)
+    samples: list[Sample] = field(default_factory=list)
+    probes: list[Probe] = field(default_factory=list)
+    moments: list[Moment] = field(default_factory=list)
+    agreements: dict[str, float] = field(default_factory=dict)
+    failed: dict[str, EdgeError] = field(default_factory=dict)
+    finished: int = -1  # the last round that was measured whole
+
+    def go(self) -> bool:
+        """Measure everything; False where the user interrupted it after a round that counts."""
+        try:
+            self.look()
+            for entry in self.entries:
+                self.do(entry, "check", 0)
+            order = random.Random(self.settings.seed)
+            for number in range(self.settings.trials + 1):
+                self.round(number, order)
+            for entry in self.entries if self.settings.sustained else ():
+                self.do(entry, "sustained", 1)
+            self.look()
+        except KeyboardInterrupt:
+            if self.finished < 1:
+                raise
+            self.samples = [each for each in self.samples if each.round <= self.finished or each.case.kind == "sustained"]
+            return False
+        return True
+
+    def round(self, number: int, order: random.Random) -> None:
+        """Every lane once, and the machine itself with every number of threads."""
+        counts = {entry.lane.threads for entry in self.entries}
+        queue: list[Entry | int] = [*self.entries, *sorted(counts)]
+        order.shuffle(queue)
+        for each in queue:
+            if isinstance(each, int):
+                self.probe(each, number)
+            else:
+                self.do(each, "cold", number)
+                self.do(each, "round", number)
+        self.finished = number
+
+    def do(self, entry: Entry, task: child.Task, number: int) -> None:
+        """One lane's process; an error ends the lane and not the run."""
+        lane = entry.lane
+        if lane.id in self.failed:
+            return
+
+        def show(case: str) -> None:
+            prefix = f"round {number} of {self.settings.trials}, " if number else "warm-up, " if task == "round" else ""
+            self.progress(f"{prefix}{lane.id}: {case}")
+
+        show({"check": "the first load", "cold": "a cold load"}.get(task, task))
+        cases = entry.cases if task == "round" else _cold_cases(self.settings)
+        need = max(max(case.prompt, max(1, case.depth)) + case.steps for case in entry.cases)
+        context = max(need + 1, 2 * min(child.CHECKED, len(entry.ids)))
+        job = Job(
+            task=task,
+            lane=lane.id,
+            path=str(entry.bundle.path),
+            runtime=lane.runtime,
+            threads=lane.threads,
+            context=min(context, entry.bundle.spec.max_context),
+            ids=entry.ids,
+            cases=cases,
+            round=number,
+            origin=self.origin,
+            seconds=self.settings.sustained,
+        )
+        try:
+            heard: Heard = child.run(job, show)
+        except EdgeError as error:
+            self.failed[lane.id] = error
+            return
+        self.samples += heard.samples
+        if heard.agreement is not None:
+            self.agreements[lane.id] = heard.agreement
+
+    def probe(self, threads: int, number: int) -> None:
+        """What the machine can do with so many threads."""
+        self.progress(f"the machine itself, {threads} threads")
+        at = round(time.perf_counter() - self.origin, 3)
+        self.probes.append(Probe("bandwidth", threads, number, at, limit.bandwidth(threads, PROBE)))
+        self.probes.append(Probe("int8", threads, number, at, limit.int8_products(threads, PROBE)))
+
+    def look(self) -> None:
+        """The machine while nothing of ours runs."""
+        self.progress("the machine at rest")
+        at = round(time.perf_counter() - self.origin, 3)
+        self.moments.append(conditions.moment(at, allowed_cpus(), seconds=LOOK))
+
+
+def measure(
+    bundles: Sequence[Bundle],
+    runtimes: Sequence[str] = (),
+    settings: Settings | None = None,
+    *,
+    command: str,
+    progress: Callable[[str], None] = lambda step: None,
+) -> Run:
+    """Measure bundles in each of their runtimes, with each number of threads.
+
+    Args:
+        runtimes: none means each that is installed.
+        command: as the run's file is to have it.
+        progress: is told what is being done.
+
+    Raises:
+        BundleError, RuntimeUnavailable, ResourceError: nothing of what was asked for can be measured.
+        UsageError: a number that makes no sense, or no case fits a context.
+    """
+    settings = settings or Settings()
+    _check(settings)
+    entries, notes = list[Entry](), list[str]()
+    for bundle in bundles:
+        bundle.ensure_verified()  # hashing is done once a machine, not once a load
+        cases, missing = plan(settings, bundle.spec.max_context, chat=True)
+        ids = text_ids(bundle)
+        entries += [Entry(lane, bundle, cases, ids) for lane in own.lanes(bundle, runtimes, settings.threads)]
+        notes += missing
+    ids_of = [entry.lane.id for entry in entries]
+    if len(set(ids_of)) < len(ids_of):
+        twice = next(each for each in ids_of if ids_of.count(each) > 1)
+        raise UsageError(f"'{twice}' stands for two bundles", fix="rename one of the folders")
+    started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+    bench = Bench(settings, entries, progress)
+    complete = bench.go()
+    if len(bench.failed) == len(entries):
+        raise next(iter(bench.failed.values()))
+    run = Run(
+        started=started,
+        command=command,
+        version=__version__,
+        machine=machine(),
+        settings=settings,
+        lanes=tuple(_finished(entry.lane, bench) for entry in entries),
+        samples=tuple(bench.samples),
+        probes=tuple(bench.probes),
+        moments=tuple(bench.moments),
+        energy=energy.name(),
+        complete=complete,
+        notes=tuple(dict.fromkeys(notes)),
+    )
+    return doubts.judged(run)
+
+
+def text_ids(bundle: Bundle) -> tuple[int, ...]:
+    """Token ids of a text of our own, by the bundle's tokenizer; ids that the graph does not have are left out."""
+    tokenizer = Tokenizer.from_file(str(bundle.file(bundle.text.tokenizer)))
+    tokenizer.no_truncation()
+    ids = tokenizer.encode(texts.own()[0], add_special_tokens=False).ids
+    return tuple(each for each in ids if each < bundle.spec.vocab_size) or (0,)
+
+
+def _finished(lane: Lane, bench: Bench) -> Lane:
+    error = bench.failed.get(lane.id)
+    return replace(lane, agreement=bench.agreements.get(lane.id), failed=None if error is None else str(error))
+
+
+def _cold_cases(settings: Settings) -> tuple[Case, ...]:
+    return Case("load", state="cold"), Case("first token", min(settings.prompts), state="cold")
+
+
+def _check(settings: Settings) -> None:
+    numbers = {"--prompt": settings.prompts, "--decode": (settings.decode,), "--trials": (settings.trials,)}
+    for name, values in numbers.items():
+        if not values or min(values) < 1:
+            raise UsageError(f"{min(values, default='nothing')} is too small", where=name, fix="use 1 or more")
+    if not settings.depths or min(settings.depths) < 0 or settings.sustained < 0:
+        raise UsageError("a negative number", where="--depth or --sustained", fix="use 0 or more")
