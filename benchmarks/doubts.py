@@ -6,10 +6,12 @@ probe is wrong, and nobody knows which. Everything else is said beside the figur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from edgellm.benchmarks import conditions, figures
-from edgellm.benchmarks.machine import cache_bytes
+from edgellm.benchmarks.figures import Figure
+from edgellm.benchmarks.limit import cache_bytes
 from edgellm.benchmarks.peers.quiet import BUSY_LIMIT
 from edgellm.benchmarks.result import Lane, Run
 
@@ -19,14 +21,15 @@ SHARES = {"bandwidth share": "memory bandwidth", "int8 share": "peak of 8-bit pr
 
 def judged(run: Run) -> Run:
     """The run with its own doubts and those of its lanes."""
-    lanes = tuple(_judged(lane, run) for lane in run.lanes)
+    every = figures.figures(run)
+    lanes = tuple(_judged(lane, run, [each for each in every if each.lane == lane.id]) for lane in run.lanes)
     return replace(run, lanes=lanes, doubts=conditions.doubts(run.moments, run.samples, run.machine))
 
 
-def _judged(lane: Lane, run: Run) -> Lane:
+def _judged(lane: Lane, run: Run, found: Sequence[Figure]) -> Lane:
     if lane.failed is not None:
         return lane
-    failed = _wrong(lane) or _impossible(lane, run)
+    failed = _wrong(lane) or _impossible(lane, found)
     return replace(lane, failed=failed, doubts=(*lane.doubts, *_doubts(lane, run)))
 
 
@@ -36,17 +39,15 @@ def _wrong(lane: Lane) -> str | None:
     return f"its output is wrong: one pass over the text confirms {lane.agreement:.0%} of its steps"
 
 
-def _impossible(lane: Lane, run: Run) -> str | None:
+def _impossible(lane: Lane, found: Sequence[Figure]) -> str | None:
     """More than the limit. What the processor's cache keeps from step to step need not come from memory."""
     cached = cache_bytes() or 0
     kept = 0.0 if not lane.weight_bytes else min(1.0, cached / lane.weight_bytes)
-    for found in figures.of_lane(run, lane.id):
-        name = SHARES.get(found.measure)
-        if name is None:
-            continue
-        share = found.median * ((1 - kept) if found.measure == "bandwidth share" else 1.0)
-        if share > 1:
-            return f"{found.case.name} takes {found.median:.0%} of the {name}: more than there is, so some figure is wrong"
+    for each in found:
+        share = each.median * ((1 - kept) if each.measure == "bandwidth share" else 1.0)
+        if each.measure in SHARES and share > 1:
+            name = SHARES[each.measure]
+            return f"{each.case.name} takes {each.median:.0%} of the {name}: more than there is, so some figure is wrong"
     return None
 
 
