@@ -24,10 +24,11 @@ PACKAGES = ("numpy", "tokenizers")  # beside the runtime's own
 MANIFEST = "edgellm.json"
 
 
-def lanes(bundle: Bundle, runtimes: Sequence[str], threads: Sequence[int]) -> list[Lane]:
+def lanes(bundle: Bundle, label: str, runtimes: Sequence[str], threads: Sequence[int]) -> list[Lane]:
     """What is to be measured of a bundle.
 
     Args:
+        label: its name in the run.
         runtimes: adapters; none means each that is installed, or where none is the first, which says what to install.
         threads: 0 is what suits the machine.
 
@@ -36,19 +37,19 @@ def lanes(bundle: Bundle, runtimes: Sequence[str], threads: Sequence[int]) -> li
     """
     chosen = [graph_name(name) for name in runtimes] or [*adapters.installed(bundle)] or [*bundle.graphs][:1]
     counts = dict.fromkeys(each or default_threads() for each in threads)
-    return [_lane(bundle, name, each) for name in dict.fromkeys(chosen) for each in counts]
+    return [_lane(bundle, label, name, each) for name in dict.fromkeys(chosen) for each in counts]
 
 
-def _lane(bundle: Bundle, runtime: str, threads: int) -> Lane:
+def _lane(bundle: Bundle, label: str, runtime: str, threads: int) -> Lane:
     if runtime not in bundle.graphs:
         fix = f"it has: {', '.join(bundle.graphs)}; another comes with 'edgellm convert --target'"
         raise UsageError(f"the bundle has no graph for the runtime '{runtime}'", where=bundle.path, fix=fix)
-    name, graph = bundle.path.resolve().name, bundle.graphs[runtime]
+    graph = bundle.graphs[runtime]
     card = None if bundle.fidelity is None else bundle.fidelity.graphs.get(runtime)
     return Lane(
-        id=f"{name} {runtime} {threads}",
+        id=f"{label} {runtime} {threads}",
         engine=ENGINE,
-        model=name,
+        model=label,
         source=bundle.provenance.source,
         variant=bundle.recipe_of(graph).name,
         runtime=runtime,

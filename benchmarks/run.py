@@ -13,6 +13,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
@@ -164,16 +165,12 @@ def measure(
     settings = settings or Settings()
     _check(settings)
     entries, notes = list[Entry](), list[str]()
-    for bundle in bundles:
+    for bundle, label in zip(bundles, labels([bundle.path for bundle in bundles]), strict=True):
         bundle.ensure_verified()  # hashing is done once a machine, not once a load
         cases, missing = plan(settings, bundle.spec.max_context, chat=True)
         ids = text_ids(bundle)
-        entries += [Entry(lane, bundle, cases, ids) for lane in own.lanes(bundle, runtimes, settings.threads)]
+        entries += [Entry(lane, bundle, cases, ids) for lane in own.lanes(bundle, label, runtimes, settings.threads)]
         notes += missing
-    ids_of = [entry.lane.id for entry in entries]
-    if len(set(ids_of)) < len(ids_of):
-        twice = next(each for each in ids_of if ids_of.count(each) > 1)
-        raise UsageError(f"'{twice}' stands for two bundles", fix="rename one of the folders")
     started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     bench = Bench(settings, entries, progress)
     complete = bench.go()
@@ -194,6 +191,20 @@ def measure(
         notes=tuple(dict.fromkeys(notes)),
     )
     return doubts.judged(run)
+
+
+def labels(paths: Sequence[Path]) -> list[str]:
+    """A name for each folder: its own, with as many of those above it as it takes to tell all of them apart.
+
+    Raises:
+        UsageError: a folder is there twice.
+    """
+    parts = [path.resolve().parts for path in paths]
+    for count in range(1, max(map(len, parts), default=1) + 1):
+        found = ["/".join(each[-count:]) for each in parts]
+        if len(set(found)) == len(found):
+            return found
+    raise UsageError("the same bundle twice", where=next(path for path in paths if paths.count(path) > 1), fix="give it once")
 
 
 def text_ids(bundle: Bundle) -> tuple[int, ...]:

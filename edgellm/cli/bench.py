@@ -95,17 +95,17 @@ def measured(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Setti
             bundles, runtimes, settings, command=command, progress=lambda step: status.update(f"measuring: {step}")
         )
     if not runtimes and settings.threads == (0,) and run.complete:
-        for bundle in bundles:
-            preference.remember(bundle, decode_rates(run, bundle))
+        for bundle, label in zip(bundles, bench.labels([bundle.path for bundle in bundles]), strict=True):
+            preference.remember(bundle, _decode_rates(run, label))
     return run
 
 
-def decode_rates(run: Run, bundle: Bundle) -> dict[str, float]:
+def _decode_rates(run: Run, model: str) -> dict[str, float]:
     """Tokens a second after the shortest context, by runtime."""
     from edgellm.benchmarks.figures import figures
 
     found: dict[str, float] = {}
-    names = {lane.id: lane.runtime for lane in run.lanes if lane.model == bundle.path.resolve().name and lane.failed is None}
+    names = {lane.id: lane.runtime for lane in run.lanes if lane.model == model and lane.failed is None}
     for each in figures(run):
         if each.lane in names and (each.case.kind, each.measure) == ("decode", "speed"):
             found.setdefault(names[each.lane], each.median)
