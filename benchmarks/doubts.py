@@ -30,7 +30,7 @@ def _judged(lane: Lane, run: Run, found: Sequence[Figure]) -> Lane:
     if lane.failed is not None:
         return lane
     failed = _wrong(lane) or _impossible(lane, found)
-    return replace(lane, failed=failed, doubts=(*lane.doubts, *_doubts(lane, run)))
+    return replace(lane, failed=failed, doubts=(*lane.doubts, *_doubts(lane, run, found)))
 
 
 def _wrong(lane: Lane) -> str | None:
@@ -51,11 +51,13 @@ def _impossible(lane: Lane, found: Sequence[Figure]) -> str | None:
     return None
 
 
-def _doubts(lane: Lane, run: Run) -> list[str]:
+def _doubts(lane: Lane, run: Run, figures: Sequence[Figure]) -> list[str]:
     found = []
-    if any((each.others or 0.0) > BUSY_LIMIT for each in run.samples if each.lane == lane.id and each.round):
-        worst = max(each.others or 0.0 for each in run.samples if each.lane == lane.id and each.round)
+    worst = max((each.others or 0.0 for each in run.samples if each.lane == lane.id and each.round), default=0.0)
+    if worst > BUSY_LIMIT:
         found.append(f"other processes kept up to {worst:.2f} processors busy")
+    if any(each.measure == "bandwidth share" and each.median > 1 for each in figures):
+        found.append("it reads more than memory gives: a part of its weights stays in the processor's cache")
     if _changes(lane, run):
         found.append("its tokens were not the same in every round")
     if lane.fidelity is not None and lane.fidelity.verdict == "degraded":

@@ -3,7 +3,7 @@
     python -m edgellm.benchmarks.shapes 1.5B 3B --folder /big/disk --json run.json
 
 Speed and memory depend on a model's shape and not on what its weights say, so a shape is enough to measure where no such
-model is at hand. Each model is written as a Hugging Face folder of bfloat16, converted for both runtimes, and removed again when
+model is at hand. Each model is written as a Hugging Face folder of bfloat16, converted for both runtimes, and removed when
 all of them were measured side by side.
 """
 
