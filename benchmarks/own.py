@@ -35,15 +35,16 @@ def lanes(bundle: Bundle, label: str, runtimes: Sequence[str], threads: Sequence
     Raises:
         UsageError: the bundle has no such graph.
     """
+    for name in runtimes:
+        if graph_name(name) not in bundle.graphs:
+            fix = f"it has: {', '.join(bundle.graphs)}; another comes with 'edgellm convert --target'"
+            raise UsageError(f"the bundle has no graph for the runtime '{name}'", where=bundle.path, fix=fix)
     chosen = [graph_name(name) for name in runtimes] or [*adapters.installed(bundle)] or [*bundle.graphs][:1]
     counts = dict.fromkeys(each or default_threads() for each in threads)
     return [_lane(bundle, label, name, each) for name in dict.fromkeys(chosen) for each in counts]
 
 
 def _lane(bundle: Bundle, label: str, runtime: str, threads: int) -> Lane:
-    if runtime not in bundle.graphs:
-        fix = f"it has: {', '.join(bundle.graphs)}; another comes with 'edgellm convert --target'"
-        raise UsageError(f"the bundle has no graph for the runtime '{runtime}'", where=bundle.path, fix=fix)
     graph = bundle.graphs[runtime]
     card = None if bundle.fidelity is None else bundle.fidelity.graphs.get(runtime)
     return Lane(
