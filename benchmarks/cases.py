@@ -267,7 +267,7 @@ class Cases:
         return _best(logits)
 
     def _text(self, length: int) -> list[int]:
-        return np.resize(np.asarray(self._ids), length).tolist()
+        return [int(token) for token in np.resize(np.asarray(self._ids), length)]
 
 
 def agreement(engine: Engine, ids: Sequence[int], steps: int) -> float:

@@ -148,10 +148,18 @@ def _not_quiet(moments: Sequence[Moment], samples: Sequence[Sample]) -> Iterator
     worst = max(later, key=lambda look: look.others or 0.0, default=None)
     if worst is not None and worst.reasons:
         yield f"the machine was not quiet between the cases ({', '.join(worst.reasons)}): {end}"
+    busy = disturbed(samples)
+    if busy is not None:
+        yield f"{busy}: {end}"
+
+
+def disturbed(samples: Sequence[Sample]) -> str | None:
+    """How many of the samples others may have slowed down; None where it is too few of them to move a median."""
     known = [(sample.others, sample.seconds) for sample in samples if sample.others is not None]
-    disturbed = [others for others, seconds in known if others > quiet.BUSY_LIMIT and others * seconds > TICKS]
-    if len(disturbed) > DISTURBED * len(known):
-        yield (f"others kept up to {max(disturbed):.2f} processors busy during {len(disturbed)} of {len(known)} samples: {end}")
+    found = [others for others, seconds in known if others > quiet.BUSY_LIMIT and others * seconds > TICKS]
+    if len(found) <= DISTURBED * len(known):
+        return None
+    return f"others kept up to {max(found):.2f} processors busy during {len(found)} of {len(known)} samples"
 
 
 def _governors(moments: Sequence[Moment], root: Path) -> Iterator[str]:

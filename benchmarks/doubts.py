@@ -11,9 +11,9 @@ from dataclasses import replace
 
 from edgellm.benchmarks import conditions, figures
 from edgellm.benchmarks.figures import Figure
-from edgellm.benchmarks.limit import cache_bytes
-from edgellm.benchmarks.peers.quiet import BUSY_LIMIT
+from edgellm.benchmarks.limit import last_level_bytes
 from edgellm.benchmarks.result import Lane, Run
+from edgellm.runtimes.threads import allowed_cpus
 
 AGREEMENT = 0.9  # steps that one pass confirms: rounding may turn a close one, a broken cache turns most
 SHARES = {"bandwidth share": "memory bandwidth", "int8 share": "peak of 8-bit products"}
@@ -41,7 +41,7 @@ def _wrong(lane: Lane) -> str | None:
 
 def _impossible(lane: Lane, found: Sequence[Figure]) -> str | None:
     """More than the limit. What the processor's cache keeps from step to step need not come from memory."""
-    cached = cache_bytes() or 0
+    cached = last_level_bytes(allowed_cpus())
     kept = 0.0 if not lane.weight_bytes else min(1.0, cached / lane.weight_bytes)
     for each in found:
         share = each.median * ((1 - kept) if each.measure == "bandwidth share" else 1.0)
@@ -53,9 +53,9 @@ def _impossible(lane: Lane, found: Sequence[Figure]) -> str | None:
 
 def _doubts(lane: Lane, run: Run, figures: Sequence[Figure]) -> list[str]:
     found = []
-    worst = max((each.others or 0.0 for each in run.samples if each.lane == lane.id and each.round), default=0.0)
-    if worst > BUSY_LIMIT:
-        found.append(f"other processes kept up to {worst:.2f} processors busy")
+    busy = conditions.disturbed([each for each in run.samples if each.lane == lane.id and each.round])
+    if busy is not None:
+        found.append(busy)
     if any(each.measure == "bandwidth share" and each.median > 1 for each in figures):
         found.append("it reads more than memory gives: a part of its weights stays in the processor's cache")
     if _changes(lane, run):

@@ -47,7 +47,7 @@ def bandwidth(threads: int, seconds: float) -> float:
     buffer = np.full(buffer_bytes(cpus, memory.available_bytes()) // 8, 1, np.uint64)
     pieces = np.array_split(buffer, max(threads, buffer.nbytes // PIECE))
     with _Team(threads, cpus) as team:
-        times = []
+        times = list[float]()
         end = time.perf_counter() + seconds
         while len(times) < len(READERS) or time.perf_counter() < end:
             read = READERS[len(times) % len(READERS)]

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime as dt
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -47,6 +47,7 @@ class Bench:
 
     Attributes:
         origin: when it began, by time.perf_counter.
+        counts: how often the machine has throttled before.
         failed: lanes that go no further, and why.
     """
 
@@ -59,6 +60,7 @@ class Bench:
     moments: list[Moment] = field(default_factory=list)
     agreements: dict[str, float] = field(default_factory=dict)
     failed: dict[str, EdgeError] = field(default_factory=dict)
+    counts: Mapping[str, int] = field(default_factory=conditions.throttle_counts)
     finished: int = -1  # the last round that was measured whole
 
     def go(self) -> bool:
@@ -134,13 +136,15 @@ class Bench:
         self.progress(f"the machine itself, {threads} threads")
         at = round(time.perf_counter() - self.origin, 3)
         self.probes.append(Probe("bandwidth", threads, number, at, limit.bandwidth(threads, PROBE)))
-        self.probes.append(Probe("int8", threads, number, at, limit.int8_products(threads, PROBE)))
+        products = limit.int8_products(threads, PROBE)
+        if products is not None:
+            self.probes.append(Probe("int8", threads, number, at, products))
 
     def look(self) -> None:
         """The machine while nothing of ours runs."""
         self.progress("the machine at rest")
         at = round(time.perf_counter() - self.origin, 3)
-        self.moments.append(conditions.moment(at, allowed_cpus(), seconds=LOOK))
+        self.moments.append(conditions.moment(at, allowed_cpus(), seconds=LOOK, since=self.counts))
 
 
 def measure(
@@ -171,6 +175,7 @@ def measure(
         ids = text_ids(bundle)
         entries += [Entry(lane, bundle, cases, ids) for lane in own.lanes(bundle, label, runtimes, settings.threads)]
         notes += missing
+    counter = energy.find_counter()
     started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     bench = Bench(settings, entries, progress)
     complete = bench.go()
@@ -186,7 +191,7 @@ def measure(
         samples=tuple(bench.samples),
         probes=tuple(bench.probes),
         moments=tuple(bench.moments),
-        energy=energy.name(),
+        energy=None if counter is None else counter.name,
         complete=complete,
         notes=tuple(dict.fromkeys(notes)),
     )

@@ -36,7 +36,7 @@ def test_wrong_output_is_no_result(agreement: float, fails: bool) -> None:
 
 def test_more_than_the_machine_can_do_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """`a_run` decodes at 70 % of the bandwidth: with twice the bytes it claims 140 %."""
-    monkeypatch.setattr(doubts, "cache_bytes", lambda: 0)
+    monkeypatch.setattr(doubts, "last_level_bytes", lambda cpus: 0)
     lane = a_lane()
     assert judged(lane, others=0.0).failed is None
     run = a_run([lane], trials=3)
@@ -52,14 +52,16 @@ def test_what_the_cache_keeps_need_not_come_from_memory(monkeypatch: pytest.Monk
     lane = a_lane()
     run = a_run([lane], trials=3)
     twice = dataclasses.replace(run, lanes=(dataclasses.replace(lane, weight_bytes=2 * (lane.weight_bytes or 0)),))
-    monkeypatch.setattr(doubts, "cache_bytes", lambda: lane.weight_bytes)  # half of what it claims to read
+    monkeypatch.setattr(doubts, "last_level_bytes", lambda cpus: lane.weight_bytes)  # half of what it claims to read
     (found,) = doubts.judged(twice).lanes
     assert found.failed is None
     assert any("processor's cache" in doubt for doubt in found.doubts)
 
 
 def test_others_on_the_machine_are_said() -> None:
-    assert judged(a_lane(), others=0.8).doubts == ("other processes kept up to 0.80 processors busy",)
+    """In samples of a second: of a shorter one the kernel's count is too coarse to tell."""
+    (doubt,) = judged(a_lane(), others=0.8, seconds=1.0).doubts
+    assert doubt.startswith("others kept up to 0.80 processors busy during ")
 
 
 def test_tokens_that_change_from_round_to_round_are_said() -> None:
