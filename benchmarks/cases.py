@@ -25,6 +25,7 @@ WINDOW = 5.0  # seconds of a sustained run that make a sample
 DIGITS = 7  # of seconds that are kept: a tenth of a microsecond
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A loaded model and one sequence. Logits belong to the caller until the next call."""
 
@@ -51,14 +52,18 @@ class Engine(Protocol):
 
 @runtime_checkable
 class OwnLoop(Protocol):
-    """What an engine has besides if its product is asked for tokens, not for steps: it is timed as its users meet it."""
+    """An engine whose product is asked for tokens, not for steps: it is timed as its users meet it."""
 
     def time_prefill(self, ids: Sequence[int]) -> float:
         """Seconds from a prompt that it has never seen to the first token."""
         ...
 
-    def time_steps(self, ids: Sequence[int], steps: int) -> list[float]:
-        """Seconds of each of `steps` tokens that follow the first one after a prompt."""
+    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
+        """Seconds of `steps` tokens that follow a prompt: together, and of each where the product tells."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
         ...
 
 
@@ -175,7 +180,7 @@ class Cases:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: Engine | OwnLoop,
         ids: Sequence[int],
         watch: Watch,
         where: Where,
@@ -203,6 +208,9 @@ class Cases:
 
     def sustained(self, seconds: float, context: int) -> Iterator[Sample]:
         """Decode for so many seconds, from the start of the context to its end and again: a sample for every few of them."""
+        engine = self._engine
+        if not isinstance(engine, Engine):  # a loop of its own goes no further than it was told to
+            return
         case, end, number = Case("sustained"), self._watch.now() + seconds, 0
         left, token = 0, 0
         while self._watch.now() < end:
@@ -214,55 +222,54 @@ class Cases:
                 nonlocal left, token
                 while self._watch.now() - started < WINDOW:
                     if left == 0:
-                        self._engine.reset()
-                        token = _best(self._engine.prefill(self._text(1)))
+                        engine.reset()
+                        token = _best(engine.prefill(self._text(1)))
                         left = context - 1
-                    token = self._step(token, steps)
+                    token = self._step(engine, token, steps)
                     left -= 1
                 return _timed(sum(steps), steps)
 
             yield observe(self._watch, where, case, window)
 
     def _prefill(self, case: Case) -> Timed:
-        prompt = self._text(case.prompt)
-        if isinstance(self._engine, OwnLoop):
-            return _timed(self._engine.time_prefill(prompt))
-        self._engine.reset()
+        engine, prompt = self._engine, self._text(case.prompt)
+        if isinstance(engine, OwnLoop):
+            return _timed(engine.time_prefill(prompt))
+        engine.reset()
         started = self._watch.now()
-        logits = self._engine.prefill(prompt)
+        logits = engine.prefill(prompt)
         seconds = self._watch.now() - started
         _best(logits)
         return _timed(seconds)
 
     def _first_token(self, case: Case) -> Timed:
-        prompt = self._text(case.prompt)
-        if isinstance(self._engine, OwnLoop):
-            return _timed(self._engine.time_prefill(prompt))
-        self._engine.reset()
+        engine, prompt = self._engine, self._text(case.prompt)
+        if isinstance(engine, OwnLoop):
+            return _timed(engine.time_prefill(prompt))
+        engine.reset()
         if case.state == "cached":
-            self._engine.prefill(prompt[:-TAIL])
+            engine.prefill(prompt[:-TAIL])
             prompt = prompt[-TAIL:]
         started = self._watch.now()
-        token = _best(self._engine.prefill(prompt))
+        token = _best(engine.prefill(prompt))
         return _timed(self._watch.now() - started, tokens=[token])
 
     def _decode(self, case: Case) -> Timed:
-        prompt = self._text(max(1, case.depth))
-        if isinstance(self._engine, OwnLoop):
-            taken = self._engine.time_steps(prompt, case.steps)
-            return _timed(sum(taken), taken)
-        self._engine.reset()
-        token = _best(self._engine.prefill(prompt))
+        engine, prompt = self._engine, self._text(max(1, case.depth))
+        if isinstance(engine, OwnLoop):
+            return _timed(*engine.time_steps(prompt, case.steps))
+        engine.reset()
+        token = _best(engine.prefill(prompt))
         steps, tokens = list[float](), [token]
         for _ in range(case.steps):
-            token = self._step(token, steps)
+            token = self._step(engine, token, steps)
             tokens.append(token)
         return _timed(sum(steps), steps, tokens)
 
-    def _step(self, token: int, steps: list[float]) -> int:
+    def _step(self, engine: Engine, token: int, steps: list[float]) -> int:
         """The token that follows; the search for the likeliest is the sampler's work and not timed."""
         started = self._watch.now()
-        logits = self._engine.step(token)
+        logits = engine.step(token)
         steps.append(self._watch.now() - started)
         return _best(logits)
 

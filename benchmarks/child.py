@@ -1,4 +1,4 @@
-"""What happens in a process of its own: one lane is loaded and timed, or the machine itself is.
+"""What happens in a process of its own: one lane is loaded, and timed or looked at.
 
 Nothing else runs in the process, so its peak of memory is the engine's, Python's and numpy's. It says what it does in JSON
 lines on its standard output, which it first moves out of the way of native libraries: the name of each case, each sample, or
@@ -21,11 +21,11 @@ from typing import IO, Any, Literal
 
 from edgellm import errors
 from edgellm._typed import build
-from edgellm.benchmarks import conditions, energy, machine, own
-from edgellm.benchmarks.cases import DIGITS, Cases, Timed, Watch, Where, agreement, nothing, observe
+from edgellm.benchmarks import conditions, energy, machine, opening
+from edgellm.benchmarks.cases import DIGITS, Cases, Engine, Timed, Watch, Where, agreement, nothing, observe
+from edgellm.benchmarks.opening import Opened
 from edgellm.benchmarks.peers import quiet
-from edgellm.benchmarks.result import Case, Sample
-from edgellm.bundle import Bundle
+from edgellm.benchmarks.result import Case, Lane, Quality, Sample
 from edgellm.errors import EdgeError, InferenceError
 from edgellm.runtimes.threads import allowed_cpus
 
@@ -33,7 +33,7 @@ CHILD = "import sys; from edgellm.benchmarks.child import main; main(sys.argv[1]
 INTERRUPTED = 130
 CHECKED = 32  # tokens before, and steps, of the check that steps are right
 COLD_SHARE = 0.5  # of its files that storage has to deliver for a load to have been cold
-Task = Literal["check", "cold", "round", "sustained"]
+Task = Literal["check", "quality", "cold", "round", "sustained"]
 
 
 @dataclass(frozen=True)
@@ -42,24 +42,26 @@ class Job:
 
     Attributes:
         task: check: load it, so that what a runtime packs at its first load is packed, and look whether its steps are right.
-            cold: load it from storage, up to the first token. round: load it, and time the cases in shuffled order.
-            sustained: decode for `seconds`.
-        path: the bundle's folder.
+            quality: compare it with the source. cold: load it from storage, up to the first token. round: load it, and time
+            the cases in shuffled order. sustained: decode for `seconds`.
+        path: of the lane's file or folder.
+        context: tokens that the longest case needs.
+        ids: of a text.
         cases: of "round"; of "cold" the two that it times.
         origin: when the run began, by time.perf_counter, which all processes of a machine share.
+        reference: .npy of the source's logits over `ids`, of "quality".
     """
 
     task: Task
-    lane: str
+    lane: Lane
     path: str
-    runtime: str
-    threads: int
     context: int
     ids: tuple[int, ...]
     cases: tuple[Case, ...] = ()
     round: int = 0
     origin: float = 0.0
     seconds: float = 0.0
+    reference: str = ""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Heard:
 
     samples: tuple[Sample, ...]
     agreement: float | None = None
+    quality: Quality | None = None
 
 
 def run(job: Job, progress: Callable[[str], None]) -> Heard:
@@ -94,7 +97,7 @@ def run(job: Job, progress: Callable[[str], None]) -> Heard:
 
 
 def _listen(lines: IO[str] | None, progress: Callable[[str], None]) -> Heard:
-    samples, agreed = [], None
+    samples, agreed, quality = [], None, None
     for line in lines or ():
         said = json.loads(line)
         if "case" in said:
@@ -104,9 +107,11 @@ def _listen(lines: IO[str] | None, progress: Callable[[str], None]) -> Heard:
             raise kind(said["what"], where=said["where"], fix=said["fix"])
         elif "sample" in said:
             samples.append(build(Sample, said["sample"]))
+        elif "quality" in said:
+            quality = build(Quality, said["quality"])
         else:
             agreed = said["agreement"]
-    return Heard(tuple(samples), agreed)
+    return Heard(tuple(samples), agreed, quality)
 
 
 def main(asked: str) -> None:
@@ -129,72 +134,84 @@ def main(asked: str) -> None:
 
 
 def _do(job: Job) -> Iterator[dict[str, Any]]:
-    bundle = Bundle.open(job.path)
-    bundle.ensure_verified()  # hashing is done once a machine, not once a load
+    opening.prepare(job.lane, Path(job.path))
     with contextlib.ExitStack() as stack:
         counter = energy.find_counter()
         watch = _watch(None if counter is None else stack.enter_context(counter))
         if job.task == "cold":
-            yield from map(_said, _cold(job, bundle, watch))
+            yield from map(_said, _cold(job, watch))
             return
         if job.task == "round":
             yield {"case": "load"}
-        loaded, engine = _load(job, bundle, watch, Case("load"))
-        stack.callback(engine.close)
-        if job.task == "check":
-            yield {"case": "its tokens"}
-            count = min(CHECKED, engine.session.max_context // 2)
-            yield {"agreement": agreement(engine, list(job.ids[:count]), count)}
+        loaded, opened = _load(job, watch, Case("load"))
+        stack.callback(opened.engine.close)
+        if job.task == "round":
+            yield _said(loaded)
+            yield from _round(job, opened, watch)
         elif job.task == "sustained":
-            for sample in Cases(engine, job.ids, watch, _where(job)).sustained(job.seconds, engine.session.max_context):
+            for sample in Cases(opened.engine, job.ids, watch, _where(job)).sustained(job.seconds, opened.context):
                 yield {"case": f"sustained, {sample.at:,.0f} s"}
                 yield _said(sample)
         else:
-            yield _said(loaded)
-            yield from _round(job, bundle, engine, watch)
+            yield from _looked_at(job, opened)
 
 
-def _round(job: Job, bundle: Bundle, engine: own.BundleEngine, watch: Watch) -> Iterator[dict[str, Any]]:
-    from edgellm.benchmarks.chain import Chain
+def _looked_at(job: Job, opened: Opened) -> Iterator[dict[str, Any]]:
+    """What the lane says, of an engine that shows its logits."""
+    if not isinstance(opened.engine, Engine):
+        return
+    if job.task == "check":
+        yield {"case": "its tokens"}
+        count = min(CHECKED, opened.context // 2)
+        yield {"agreement": agreement(opened.engine, list(job.ids[:count]), count)}
+    else:
+        from edgellm.benchmarks.peers import quality
 
-    chain = Chain(bundle, engine.session, job.ids).run if any(case.kind == "chain" for case in job.cases) else None
-    cases = Cases(engine, job.ids, watch, _where(job), chain)
+        yield {"case": "its closeness to the source"}
+        yield {"quality": dataclasses.asdict(quality.judge(opened.engine, job.ids, Path(job.reference)))}
+
+
+def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[dict[str, Any]]:
+    chain = opened.chain(job.ids) if any(case.kind == "chain" for case in job.cases) else None
+    cases = Cases(opened.engine, job.ids, watch, _where(job), chain)
     longest = max(job.cases, key=lambda case: max(case.prompt, case.depth))
     cases.run(longest)  # buffers grow to their size, and code is paged in: what only the first call of a process pays
-    for case in random.Random(f"{job.lane} {job.round}").sample(job.cases, len(job.cases)):
+    for case in random.Random(f"{job.lane.id} {job.round}").sample(job.cases, len(job.cases)):
         yield {"case": case.name}
         yield _said(cases.run(case))
 
 
-def _cold(job: Job, bundle: Bundle, watch: Watch) -> Iterator[Sample]:
+def _cold(job: Job, watch: Watch) -> Iterator[Sample]:
     """Load from storage, and up to the first token; nothing where its files could not be driven out of memory."""
     load, first = job.cases
-    machine.forget_files(own.files(bundle))
+    files = opening.files(job.lane, Path(job.path))
+    machine.forget_files(files)
     before = machine.read_bytes()
-    loaded, engine = _load(job, bundle, watch, load)
-    answered = Cases(engine, job.ids, watch, _where(job)).run(first)
+    loaded, opened = _load(job, watch, load)
+    answered = Cases(opened.engine, job.ids, watch, _where(job)).run(first)
     after = machine.read_bytes()
-    engine.close()
-    size = sum(bundle.files[name].size for name in bundle.files_of(bundle.graphs[job.runtime]))
-    if before is not None and after is not None and after - before >= COLD_SHARE * size:
+    opened.engine.close()
+    if before is not None and after is not None and after - before >= COLD_SHARE * job.lane.size:
         yield loaded
         yield dataclasses.replace(answered, seconds=loaded.seconds + answered.seconds)
 
 
-def _load(job: Job, bundle: Bundle, watch: Watch, case: Case) -> tuple[Sample, own.BundleEngine]:
-    """Load the lane's engine."""
-    engines: list[own.BundleEngine] = []
+def _load(job: Job, watch: Watch, case: Case) -> tuple[Sample, Opened]:
+    """Load the lane's engine; its packages are imported before, and timed apart."""
+    started = watch.now()
+    opening.import_code(job.lane)
+    imported, made = watch.now() - started, list[Opened]()
 
     def work() -> Timed:
-        started = watch.now()
-        engines.append(own.open_engine(bundle, runtime=job.runtime, threads=job.threads, context=job.context))
-        return Timed(round(watch.now() - started, DIGITS))
+        begun = watch.now()
+        made.append(opening.open_lane(job.lane, Path(job.path), job.context))
+        return Timed(round(watch.now() - begun, DIGITS), parts={"import": round(imported, DIGITS)})
 
-    return observe(watch, _where(job), case, work), engines[0]
+    return observe(watch, _where(job), case, work), made[0]
 
 
 def _where(job: Job) -> Where:
-    return Where(job.lane, job.round, job.origin)
+    return Where(job.lane.id, job.round, job.origin)
 
 
 def _watch(counter: energy.Counter | None) -> Watch:

@@ -22,6 +22,13 @@ from edgellm.spec import ModelSpec
 ENGINE = "edgellm"
 PACKAGES = ("numpy", "tokenizers")  # beside the runtime's own
 MANIFEST = "edgellm.json"
+COMMON = tuple(f"edgellm.runtimes.{name}" for name in ("adapters", "memory", "preference", "processor", "threads"))
+LITERT = tuple(f"ai_edge_litert.{name}" for name in ("compiled_model", "hardware_accelerator", "options"))
+IMPORTS = {  # what a load imports, by runtime
+    "onnx": (*COMMON, "edgellm.runtimes.onnx", "onnxruntime"),
+    "tflite": (*COMMON, "edgellm.runtimes.tflite", *LITERT),
+    "tflite_compat": (*COMMON, "edgellm.runtimes.tflite_compat", "tflite_runtime.interpreter"),
+}
 
 
 def lanes(bundle: Bundle, label: str, runtimes: Sequence[str], threads: Sequence[int]) -> list[Lane]:

@@ -22,7 +22,7 @@ from edgellm.benchmarks import child, conditions, doubts, energy, limit, own, te
 from edgellm.benchmarks.cases import plan
 from edgellm.benchmarks.child import Heard, Job
 from edgellm.benchmarks.machine import machine
-from edgellm.benchmarks.result import Case, Lane, Moment, Probe, Run, Sample, Settings
+from edgellm.benchmarks.result import Case, Lane, Moment, Probe, Quality, Run, Sample, Settings
 from edgellm.bundle import Bundle
 from edgellm.errors import EdgeError, UsageError
 from edgellm.runtimes.threads import allowed_cpus
@@ -33,12 +33,20 @@ PROBE = 0.3  # seconds of a probe
 
 @dataclass(frozen=True)
 class Entry:
-    """A lane on its way: what it is, where it lies, what is measured of it."""
+    """A lane on its way: what it is, where it lies, what is measured of it.
+
+    Attributes:
+        room: tokens that its context may have.
+        ids: of the text that it is given.
+        reference: .npy of the source's logits over `ids`, where it is compared with one.
+    """
 
     lane: Lane
-    bundle: Bundle
+    path: Path
+    room: int
     cases: tuple[Case, ...]
     ids: tuple[int, ...]
+    reference: Path | None = None
 
 
 @dataclass
@@ -59,6 +67,7 @@ class Bench:
     probes: list[Probe] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     agreements: dict[str, float] = field(default_factory=dict)
+    qualities: dict[str, Quality] = field(default_factory=dict)
     failed: dict[str, EdgeError] = field(default_factory=dict)
     counts: Mapping[str, int] = field(default_factory=conditions.throttle_counts)
     finished: int = -1  # the last round that was measured whole
@@ -69,6 +78,8 @@ class Bench:
             self.look()
             for entry in self.entries:
                 self.do(entry, "check", 0)
+                if entry.reference is not None:
+                    self.do(entry, "quality", 0)
             order = random.Random(self.settings.seed)
             for number in range(self.settings.trials + 1):
                 self.round(number, order)
@@ -105,22 +116,21 @@ class Bench:
             prefix = f"round {number} of {self.settings.trials}, " if number else "warm-up, " if task == "round" else ""
             self.progress(f"{prefix}{lane.id}: {case}")
 
-        show({"check": "the first load", "cold": "a cold load"}.get(task, task))
+        show({"check": "the first load", "cold": "a cold load", "quality": "its closeness"}.get(task, task))
         cases = entry.cases if task == "round" else _cold_cases(self.settings)
         need = max(max(case.prompt, max(1, case.depth)) + case.steps for case in entry.cases)
-        context = max(need + 1, 2 * min(child.CHECKED, len(entry.ids)))
+        context = len(entry.ids) + 1 if task == "quality" else max(need + 1, 2 * child.CHECKED)
         job = Job(
             task=task,
-            lane=lane.id,
-            path=str(entry.bundle.path),
-            runtime=lane.runtime,
-            threads=lane.threads,
-            context=min(context, entry.bundle.spec.max_context),
+            lane=replace(lane, fidelity=None),
+            path=str(entry.path),
+            context=min(context, entry.room),
             ids=entry.ids,
             cases=cases,
             round=number,
             origin=self.origin,
             seconds=self.settings.sustained,
+            reference="" if entry.reference is None else str(entry.reference),
         )
         try:
             heard: Heard = child.run(job, show)
@@ -130,6 +140,8 @@ class Bench:
         self.samples += heard.samples
         if heard.agreement is not None:
             self.agreements[lane.id] = heard.agreement
+        if heard.quality is not None:
+            self.qualities[lane.id] = heard.quality
 
     def probe(self, threads: int, number: int) -> None:
         """What the machine can do with so many threads."""
@@ -167,17 +179,30 @@ def measure(
         UsageError: a number that makes no sense, or no case fits a context.
     """
     settings = settings or Settings()
-    _check(settings)
+    check(settings)
     entries, notes = list[Entry](), list[str]()
     for bundle, label in zip(bundles, labels([bundle.path for bundle in bundles]), strict=True):
         bundle.ensure_verified()  # hashing is done once a machine, not once a load
-        cases, missing = plan(settings, bundle.spec.max_context, chat=True)
-        ids = text_ids(bundle)
-        entries += [Entry(lane, bundle, cases, ids) for lane in own.lanes(bundle, label, runtimes, settings.threads)]
+        room, ids = bundle.spec.max_context, text_ids(bundle)
+        cases, missing = plan(settings, room, chat=True)
+        lanes = own.lanes(bundle, label, runtimes, settings.threads)
+        entries += [Entry(lane, bundle.path, room, cases, ids) for lane in lanes]
         notes += missing
+    return go(entries, settings, command=command, progress=progress, notes=notes)
+
+
+def go(
+    entries: Sequence[Entry],
+    settings: Settings,
+    *,
+    command: str,
+    progress: Callable[[str], None] = lambda step: None,
+    notes: Sequence[str] = (),
+) -> Run:
+    """Measure lanes that are prepared; what `measure` says of errors holds."""
     counter = energy.find_counter()
     started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-    bench = Bench(settings, entries, progress)
+    bench = Bench(settings, [*entries], progress)
     complete = bench.go()
     if len(bench.failed) == len(entries):
         raise next(iter(bench.failed.values()))
@@ -222,14 +247,20 @@ def text_ids(bundle: Bundle) -> tuple[int, ...]:
 
 def _finished(lane: Lane, bench: Bench) -> Lane:
     error = bench.failed.get(lane.id)
-    return replace(lane, agreement=bench.agreements.get(lane.id), failed=None if error is None else str(error))
+    return replace(
+        lane,
+        agreement=bench.agreements.get(lane.id),
+        quality=bench.qualities.get(lane.id),
+        failed=None if error is None else str(error),
+    )
 
 
 def _cold_cases(settings: Settings) -> tuple[Case, ...]:
     return Case("load", state="cold"), Case("first token", min(settings.prompts), state="cold")
 
 
-def _check(settings: Settings) -> None:
+def check(settings: Settings) -> None:
+    """Raises UsageError where a number makes no sense."""
     numbers = {"--prompt": settings.prompts, "--decode": (settings.decode,), "--trials": (settings.trials,)}
     for name, values in numbers.items():
         if not values or min(values) < 1:

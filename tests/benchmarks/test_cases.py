@@ -116,8 +116,9 @@ def test_an_engine_with_a_loop_of_its_own_is_timed_by_its_own_clock(clock: Clock
         def time_prefill(self, ids: Sequence[int]) -> float:
             return 0.2 + len(ids)
 
-        def time_steps(self, ids: Sequence[int], steps: int) -> list[float]:
-            return [0.5] * (steps - 1) + [float(len(ids))]
+        def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
+            each = [0.5] * (steps - 1) + [float(len(ids))]
+            return sum(each), each
 
     own = cases(clock, Loop(clock))
     assert own.run(Case("prefill", 3)).seconds == 3.2
