@@ -21,6 +21,7 @@ from edgellm.errors import InferenceError, UsageError
 from edgellm.runtimes.session import Logits
 
 TAIL = 16  # tokens of a prompt that are new where its beginning is in the cache already
+TEMPLATE = 48  # tokens that a chat template puts around a message, about
 WINDOW = 5.0  # seconds of a sustained run that make a sample
 DIGITS = 7  # of seconds that are kept: a tenth of a microsecond
 
@@ -141,7 +142,7 @@ def plan(settings: Settings, room: int, *, chat: bool) -> tuple[tuple[Case, ...]
     if not cases:
         raise UsageError(f"no case fits a context of {room} tokens", fix="ask for shorter prompts")
     prompt = min(settings.prompts)
-    if chat and prompt + settings.decode < room:
+    if chat and prompt + TEMPLATE + settings.decode <= room:
         cases.append(Case("chain", prompt, steps=settings.decode))
     return tuple(cases), tuple(notes)
 

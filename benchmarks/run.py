@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from edgellm._version import __version__
 from edgellm.benchmarks import child, conditions, doubts, energy, limit, own, texts
-from edgellm.benchmarks.cases import plan
+from edgellm.benchmarks.cases import TEMPLATE, plan
 from edgellm.benchmarks.child import Heard, Job
 from edgellm.benchmarks.machine import machine
 from edgellm.benchmarks.result import Case, Lane, Moment, Probe, Quality, Run, Sample, Settings
@@ -118,8 +118,8 @@ class Bench:
 
         show({"check": "the first load", "cold": "a cold load", "quality": "its closeness"}.get(task, task))
         cases = entry.cases if task == "round" else _cold_cases(self.settings)
-        need = max(max(case.prompt, max(1, case.depth)) + case.steps for case in entry.cases)
-        context = len(entry.ids) + 1 if task == "quality" else max(need + 1, 2 * child.CHECKED)
+        need = max(max(1, case.prompt, case.depth) + case.steps for case in entry.cases) + TEMPLATE
+        context = len(entry.ids) if task == "quality" else max(need, 2 * child.CHECKED)
         job = Job(
             task=task,
             lane=replace(lane, fidelity=None),
@@ -179,7 +179,13 @@ def measure(
         UsageError: a number that makes no sense, or no case fits a context.
     """
     settings = settings or Settings()
-    check(settings)
+    entries, notes = entries_of(bundles, runtimes, settings)
+    return go(entries, settings, command=command, progress=progress, notes=notes)
+
+
+def entries_of(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings) -> tuple[list[Entry], list[str]]:
+    """The lanes of bundles, and what of the settings does not fit them; errors as of `measure`."""
+    _check(settings)
     entries, notes = list[Entry](), list[str]()
     for bundle, label in zip(bundles, labels([bundle.path for bundle in bundles]), strict=True):
         bundle.ensure_verified()  # hashing is done once a machine, not once a load
@@ -188,7 +194,7 @@ def measure(
         lanes = own.lanes(bundle, label, runtimes, settings.threads)
         entries += [Entry(lane, bundle.path, room, cases, ids) for lane in lanes]
         notes += missing
-    return go(entries, settings, command=command, progress=progress, notes=notes)
+    return entries, notes
 
 
 def go(
@@ -259,8 +265,7 @@ def _cold_cases(settings: Settings) -> tuple[Case, ...]:
     return Case("load", state="cold"), Case("first token", min(settings.prompts), state="cold")
 
 
-def check(settings: Settings) -> None:
-    """Raises UsageError where a number makes no sense."""
+def _check(settings: Settings) -> None:
     numbers = {"--prompt": settings.prompts, "--decode": (settings.decode,), "--trials": (settings.trials,)}
     for name, values in numbers.items():
         if not values or min(values) < 1:
