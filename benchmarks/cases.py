@@ -116,12 +116,13 @@ class Timed:
     parts: dict[str, float] = field(default_factory=dict)
 
 
-def plan(settings: Settings, room: int, *, chat: bool) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+def plan(settings: Settings, room: int, *, chat: bool, cold: bool = True) -> tuple[tuple[Case, ...], tuple[str, ...]]:
     """What is measured of a loaded model, and what does not fit into its context.
 
     Args:
         room: tokens that its context holds.
         chat: whether texts go in and out: a chain is timed too.
+        cold: whether loads from storage are, which take a process of their own.
 
     Raises:
         UsageError: nothing fits.
@@ -142,6 +143,8 @@ def plan(settings: Settings, room: int, *, chat: bool) -> tuple[tuple[Case, ...]
     if not cases:
         raise UsageError(f"no case fits a context of {room} tokens", fix="ask for shorter prompts")
     prompt = min(settings.prompts)
+    if cold and prompt <= room:
+        cases += [Case("load", state="cold"), Case("first token", prompt, state="cold")]
     if chat and prompt + TEMPLATE + settings.decode <= room:
         cases.append(Case("chain", prompt, steps=settings.decode))
     return tuple(cases), tuple(notes)

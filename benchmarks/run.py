@@ -102,7 +102,8 @@ class Bench:
             if isinstance(each, int):
                 self.probe(each, number)
             else:
-                self.do(each, "cold", number)
+                if any(case.state == "cold" for case in each.cases):
+                    self.do(each, "cold", number)
                 self.do(each, "round", number)
         self.finished = number
 
@@ -117,7 +118,7 @@ class Bench:
             self.progress(f"{prefix}{lane.id}: {case}")
 
         show({"check": "the first load", "cold": "a cold load", "quality": "its closeness"}.get(task, task))
-        cases = entry.cases if task == "round" else _cold_cases(self.settings)
+        cases = tuple(case for case in entry.cases if (case.state == "cold") == (task == "cold"))
         need = max(max(1, case.prompt, case.depth) + case.steps for case in entry.cases) + TEMPLATE
         context = len(entry.ids) if task == "quality" else max(need, 2 * child.CHECKED)
         job = Job(
@@ -259,10 +260,6 @@ def _finished(lane: Lane, bench: Bench) -> Lane:
         quality=bench.qualities.get(lane.id),
         failed=None if error is None else str(error),
     )
-
-
-def _cold_cases(settings: Settings) -> tuple[Case, ...]:
-    return Case("load", state="cold"), Case("first token", min(settings.prompts), state="cold")
 
 
 def _check(settings: Settings) -> None:

@@ -206,13 +206,13 @@ def test_the_plan_has_every_case_that_was_asked_for() -> None:
     assert [case.name for case in planned] == [
         *("prefill 128", "first token after 128", "first token after 128, cached"),
         *("prefill 512", "first token after 512", "first token after 512, cached"),
-        *("decode after 0", "decode after 1024", "chain after 128"),
+        *("decode after 0", "decode after 1024", "load, cold", "first token after 128, cold", "chain after 128"),
     ]
     assert notes == ()
 
 
 def test_what_the_context_has_no_room_for_is_left_out_and_said() -> None:
-    planned, notes = plan(Settings(prompts=(8, 512), depths=(0, 1024), decode=60), 64, chat=True)
+    planned, notes = plan(Settings(prompts=(8, 512), depths=(0, 1024), decode=60), 64, chat=True, cold=False)
     assert [case.name for case in planned] == ["prefill 8", "first token after 8", "decode after 0"]
     assert notes == (
         "a prompt of 512 tokens is left out: the context is 64",
