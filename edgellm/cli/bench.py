@@ -12,6 +12,7 @@ import click
 
 from edgellm.cli._bench_table import table
 from edgellm.cli._options import Duration, Numbers, check_target, names_of
+from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
     from edgellm.benchmarks.result import Run, Settings
@@ -42,6 +43,8 @@ def command(
     decode: int,
     trials: int,
     sustained: float | None,
+    peers: str | None,
+    source: Path | None,
     json_file: Path | None,
     report: Path | None,
 ) -> None:
@@ -65,9 +68,13 @@ def command(
         from edgellm.benchmarks import report as reports
 
         reports.check(report)
+    if (peers is None) != (source is None):
+        raise UsageError(
+            "peers are measured on the model that the bundles are made of", where="--peers", fix="give --source too"
+        )
     settings = Settings(threads or (0,), prompt, depth, decode, trials, sustained or 0.0)
     opened = [Bundle.open(path) for path in bundles]
-    run = measured(opened, names_of(runtime), settings)
+    run = measured(opened, names_of(runtime), settings, names_of(peers), source)
     if json_file == STDOUT:
         click.echo(result.to_json(run), nl=False)
     elif json_file is not None:
@@ -82,7 +89,13 @@ def command(
         raise KeyboardInterrupt
 
 
-def measured(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings) -> Run:
+def measured(
+    bundles: Sequence[Bundle],
+    runtimes: Sequence[str],
+    settings: Settings,
+    peers: Sequence[str] = (),
+    source: Path | None = None,
+) -> Run:
     """The run; where it compares all runtimes of one bundle as they are loaded by default, what it found is remembered."""
     from rich.console import Console
 
@@ -91,9 +104,16 @@ def measured(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Setti
 
     command = shlex.join(["edgellm", *sys.argv[1:]])
     with Console(stderr=True).status("measuring") as status:
-        run = bench.measure(
-            bundles, runtimes, settings, command=command, progress=lambda step: status.update(f"measuring: {step}")
-        )
+
+        def show(step: str) -> None:
+            status.update(f"measuring: {step}")
+
+        entries, notes = bench.entries_of(bundles, runtimes, settings)
+        if source is not None:
+            from edgellm.benchmarks.peers import beside
+
+            entries = beside.entries(peers, source, bundles, entries, settings, show)
+        run = bench.go(entries, settings, command=command, progress=show, notes=notes)
     if not runtimes and settings.threads == (0,) and run.complete:
         for bundle, label in zip(bundles, bench.labels([bundle.path for bundle in bundles]), strict=True):
             preference.remember(bundle, _decode_rates(run, label))
