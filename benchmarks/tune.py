@@ -3,9 +3,9 @@
     tuning = tune("smollm2")
     tuning.chosen       # How(runtime="tflite", threads=4, cpus=(4, 5, 6, 7), chunk=None)
 
-What counts is the time of a turn (`edgellm.benchmarks.turn`). Everything is compared in rounds: each measures the default and the
-candidates that are left, in random order, so that what slows a whole round down is in no ratio. Two decisions are taken, the
-chunk's for the runtime, threads and CPUs that won the first:
+What counts is the time of a turn (`edgellm.benchmarks.turn`). Everything is compared in rounds: each measures the default and
+the candidates that are left, in random order, so that what slows a whole round down is in no ratio. Two decisions are taken,
+the chunk's for the runtime, threads and CPUs that won the first:
 
     search      rounds in which most of the candidates go, successive halving by median ratio to the base
     decision    the best one against the base in fresh rounds, since the search favours whom chance favoured
@@ -19,6 +19,7 @@ ALPHA of all tunings; everywhere else the default stays.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import random
@@ -91,14 +92,14 @@ class Row:
 
     Attributes:
         turn, prefill: median seconds.
-        times: as fast as the default, turn for turn in the rounds of both.
+        ratio: of speeds, the default's turns to its own in the rounds of both; for the eye, since only decisions decide.
         outcome: what became of it.
     """
 
     how: How
     turn: float
     prefill: float
-    times: float
+    ratio: Ratio
     rounds: int
     outcome: str
 
@@ -147,11 +148,10 @@ def tune(
     bundle = Bundle.open(path)
     default = untuned(bundle).how
     names = [default.runtime, *(name for name in adapters.installed(bundle) if name != default.runtime)]
-    can_pin = {name: bool(adapter and adapter.THREADS_AT_LOAD) for name, adapter in zip(names, map(adapters.find, names), strict=True)}
     machine = topology() if machine is None else machine
     search = _Search(measure or (lambda how: apart(bundle.path, how)), default, seed, progress)
     chunks = search.first(How(name) for name in names)
-    candidates = placements(machine, {name: can_pin[name] for name in chunks})
+    candidates = placements(machine, {name: _can_pin(name) for name in chunks})
     placed = search.better(default, [how for how in candidates if how != default], "seconds", "prefill")
     sizes, own = chunks[placed.runtime]
     chosen = search.better(placed, [replace(placed, chunk=size) for size in sizes if size != own], "prefill", "decode")
@@ -161,9 +161,9 @@ def tune(
 def placements(machine: Topology, can_pin: Mapping[str, bool]) -> list[How]:
     """Candidates of runtimes, threads and CPUs; each runtime as it is by default among them.
 
-    Threads are the machine's default, all CPUs, physical cores, those of each kind of strong cores, what the quota allows, powers
-    of two; none more than the CPUs and the quota. Pinning is to strong cores only, and starts at two threads: the first is the
-    caller's own, which stays where it is.
+    Threads are the machine's default, all CPUs, physical cores, those of each kind of strong cores, what the quota allows,
+    powers of two; none more than the CPUs and the quota. Pinning is to strong cores only, and starts at two threads: the
+    first is the caller's own, which stays where it is.
 
     Args:
         can_pin: of every runtime, whether its threads can be kept on some CPUs.
@@ -182,13 +182,16 @@ def placements(machine: Topology, can_pin: Mapping[str, bool]) -> list[How]:
     return found
 
 
+def _can_pin(name: str) -> bool:
+    adapter = adapters.find(name)
+    return adapter is not None and bool(adapter.THREADS_AT_LOAD)
+
+
 def _strong(machine: Topology) -> list[tuple[int, ...]]:
     """Sets of the CPUs that are stronger than all others: the big cluster, and with a middle one, both."""
-    found, cpus = [], sorted(machine.capacity, key=lambda cpu: -machine.capacity[cpu])
-    for count in range(1, len(cpus)):
-        if machine.capacity[cpus[count]] < CLUSTER * machine.capacity[cpus[count - 1]]:
-            found.append(tuple(sorted(cpus[:count])))
-    return found
+    cpus = sorted(machine.capacity, key=lambda cpu: -machine.capacity[cpu])
+    steps = [machine.capacity[weaker] / machine.capacity[cpu] for cpu, weaker in itertools.pairwise(cpus)]
+    return [tuple(sorted(cpus[: count + 1])) for count, step in enumerate(steps) if step < CLUSTER]
 
 
 def _cores(machine: Topology, cpus: Iterable[int]) -> int:
@@ -201,7 +204,7 @@ class _Search:
     def __init__(self, measure: Callable[[How], Turn], default: How, seed: int, progress: Callable[[str], None]) -> None:
         self._measure, self._default, self._seed, self._progress = measure, default, seed, progress
         self._order = random.Random(seed)
-        self._round = 0
+        self._base, self._round = default, 0
         self._samples: list[Timed] = []
         self._failed: dict[How, str] = {}
         self._decisions: list[Decision] = []
@@ -214,12 +217,12 @@ class _Search:
 
     def better(self, base: How, candidates: Sequence[How], part: Part, rest: Part) -> How:
         """The best of them where it is surely faster than the base, else the base."""
-        left, since = [*candidates], self._round
+        self._base, left, since = base, [*candidates], self._round
         for rounds, least in SEARCH:
             if len(left) > 1:
                 self._rounds([base, *left], rounds)
                 left = [how for how in left if how not in self._failed]
-                left.sort(key=lambda how: -self._times(how, base, part, since))
+                left.sort(key=lambda how: self._rank(how, base, part, rest, since))
                 left = left[: max(least, math.ceil(len(left) / KEPT))]
         if not left or (len(candidates) > 1 and self._times(left[0], base, part, since) <= 1):
             return base
@@ -251,7 +254,7 @@ class _Search:
             turn=turn,
             default_turn=default_turn,
             reason=self._reason(chosen),
-            rows=tuple(sorted(rows, key=lambda row: -row.times)),
+            rows=tuple(sorted(rows, key=lambda row: -row.ratio.value)),
             decisions=tuple(self._decisions),
             failed=tuple(self._failed.items()),
             samples=tuple(self._samples),
@@ -271,7 +274,7 @@ class _Search:
         try:
             self._samples.append(Timed(how, self._round, self._measure(how)))
         except EdgeError as error:
-            if how == self._default:
+            if how in (self._default, self._base):
                 raise
             self._failed[how] = str(error)
 
@@ -284,7 +287,7 @@ class _Search:
         turns, others = self._turns(how), self._turns(other)
         return [number for number in turns if number in others and number > since] or [*turns][:1]
 
-    def _figure(self, how: How, part: Part, since: int) -> Figure:
+    def _figure(self, how: How, part: Part, since: int = -1) -> Figure:
         speeds = {number: 1 / getattr(turn, part) for number, turn in self._turns(how).items() if number > since}
         return Figure(how.runtime, Case("chain", prompt=PROMPT, steps=ANSWER), "speed", "turns/s", True, speeds)
 
@@ -295,19 +298,25 @@ class _Search:
             getattr(others[number], part) / getattr(turns[number], part) for number in self._shared(how, base, since)
         )
 
+    def _rank(self, how: How, base: How, part: Part, rest: Part, since: int) -> tuple[bool, float]:
+        """The best first; last those that the decision would refuse for the rest, as far as few rounds tell."""
+        refused = self._times(how, base, rest, since) < 1 / LONGER**2
+        return refused, -self._times(how, base, part, since)
+
     def _row(self, how: How, chosen: How) -> Row:
         turns = self._turns(how).values()
-        outcome = "the default" if how == self._default else "chosen" if how == chosen else ""
-        for decision in self._decisions:
-            if how == decision.candidate:
-                outcome = f"{outcome or ('taken' if decision.taken else 'not taken')}: {decision.text}"
+        outcome = "behind in the search"
+        if any(how == decision.candidate for decision in self._decisions):
+            outcome = "not taken"
+        if how in (chosen, self._default):
+            outcome = "chosen" if how == chosen else "the default"
         return Row(
             how,
             statistics.median(turn.seconds for turn in turns),
             statistics.median(turn.prefill for turn in turns),
-            self._times(how, self._default, "seconds"),
+            ratio(self._figure(self._default, "seconds"), self._figure(how, "seconds"), self._seed, ALPHA),
             len(turns),
-            self._failed.get(how) or outcome or "slower in the search",
+            "failed" if how in self._failed else outcome,
         )
 
     def _reason(self, chosen: How) -> str:

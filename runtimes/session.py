@@ -5,8 +5,8 @@ One adapter is one file of this folder, named as users name the runtime (`onnx`,
     load(bundle: Bundle, *, threads: int, max_context: int) -> Runtime
 
 and its distribution's name, PACKAGE, whose module is named alike with underscores and is imported only when `load` is called.
-THREADS_AT_LOAD says whether all threads that it ever uses, beside the caller's own, are made in `load`, so that they can be kept
-on some CPUs. Sessions know token ids, not text.
+THREADS_AT_LOAD says whether all threads that it ever uses, beside the caller's own, are made in `load`, so that they can be
+kept on some CPUs. Sessions know token ids, not text.
 """
 
 from __future__ import annotations

@@ -40,9 +40,7 @@ class Topology:
 def topology(cpus: Collection[int] | None = None, root: Path = ROOT) -> Topology:
     """The machine whose /proc and /sys lie below `root`, for a process that may use `cpus`; None is this process."""
     cpus = sorted(allowed_cpus() if cpus is None else cpus)
-    return Topology(
-        {cpu: _core(cpu, root) for cpu in cpus}, _capacities(cpus, root), cpu_quota(root), threads_for(cpus, root)
-    )
+    return Topology({cpu: _core(cpu, root) for cpu in cpus}, _capacities(cpus, root), cpu_quota(root), threads_for(cpus, root))
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """What was measured of a bundle on this machine, kept for the loads that follow.
 
-`edgellm bench` leaves how fast each runtime decodes, `edgellm tune` the fastest way to run the bundle that it found: `How`. Both
-lie in one small file in the user's cache, named after everything that they depend on: the bundle's content, the processor, the
-CPUs that this process may use with their cores and capacities, the CPU quota, the versions of edgellm and of every installed
-runtime of the bundle. So what was found elsewhere, or before something changed, is not found again. A damaged file is none.
+`edgellm bench` leaves how fast each runtime decodes, `edgellm tune` the fastest way to run the bundle that it found: `How`.
+Both lie in one small file in the user's cache, named after everything that they depend on: the bundle's content, the processor,
+the CPUs that this process may use with their cores and capacities, the CPU quota, the versions of edgellm and of every
+installed runtime of the bundle. So what was found elsewhere, or before something changed, is not found again. A damaged file
+is none.
 """
 
 from __future__ import annotations
