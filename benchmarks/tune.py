@@ -40,9 +40,10 @@ from edgellm.runtimes.threads import Topology, topology
 from edgellm.runtimes.tuned import How
 
 ALPHA = 0.01  # of both decisions together
-SEARCH = ((1, 4), (2, 2), (4, 1))  # rounds, and candidates of which that many stay at least
+SEARCH = ((2, 5), (3, 3), (4, 1))  # rounds, and candidates of which that many stay at least
 KEPT = 3  # a third of them
-DECISION = 12  # rounds; after half of them it ends where the candidate is not ahead
+BEHIND = 0.9  # times as fast as the base: below it none stays
+DECISION = 16  # rounds, of which two may go wrong; after half of them it ends where the candidate is not ahead
 LONGER = 1.03  # times that the part of a turn that is not decided on may take
 CLUSTER = 0.8  # of the capacity of the next stronger CPU: below it another kind of core begins
 
@@ -221,8 +222,8 @@ class _Search:
         for rounds, least in SEARCH:
             if len(left) > 1:
                 self._rounds([base, *left], rounds)
-                left = [how for how in left if how not in self._failed]
-                left.sort(key=lambda how: self._rank(how, base, part, rest, since))
+                ranks = {how: self._rank(how, base, part, rest, since) for how in left if how not in self._failed}
+                left = sorted((how for how, rank in ranks.items() if rank > BEHIND), key=lambda how: -ranks[how])
                 left = left[: max(least, math.ceil(len(left) / KEPT))]
         if not left or (len(candidates) > 1 and self._times(left[0], base, part, since) <= 1):
             return base
@@ -291,17 +292,20 @@ class _Search:
         speeds = {number: 1 / getattr(turn, part) for number, turn in self._turns(how).items() if number > since}
         return Figure(how.runtime, Case("chain", prompt=PROMPT, steps=ANSWER), "speed", "turns/s", True, speeds)
 
-    def _times(self, how: How, base: How, part: Part, since: int = 0) -> float:
+    def _times(
+        self, how: How, base: How, part: Part, since: int, middle: Callable[[Iterable[float]], float] = statistics.median
+    ) -> float:
         """Times as fast as the base, round by round."""
         turns, others = self._turns(how), self._turns(base)
-        return statistics.median(
-            getattr(others[number], part) / getattr(turns[number], part) for number in self._shared(how, base, since)
-        )
+        return middle(getattr(others[number], part) / getattr(turns[number], part) for number in self._shared(how, base, since))
 
-    def _rank(self, how: How, base: How, part: Part, rest: Part, since: int) -> tuple[bool, float]:
-        """The best first; last those that the decision would refuse for the rest, as far as few rounds tell."""
-        refused = self._times(how, base, rest, since) < 1 / LONGER**2
-        return refused, -self._times(how, base, part, since)
+    def _rank(self, how: How, base: How, part: Part, rest: Part, since: int) -> float:
+        """Times as fast as the base; 0 of what the decision would refuse for the rest.
+
+        Of two rounds it is the better one: what goes wrong in a round makes it slower.
+        """
+        allowed = self._times(how, base, rest, since, statistics.median_high) >= 1 / LONGER**2
+        return self._times(how, base, part, since, statistics.median_high) if allowed else 0.0
 
     def _row(self, how: How, chosen: How) -> Row:
         turns = self._turns(how).values()
