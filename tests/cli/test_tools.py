@@ -197,7 +197,7 @@ def test_a_bench_of_one_runtime_or_of_other_threads_changes_no_default(
     measured = ["tflite"] if options[1] == "tflite" else ["onnx", "tflite"]
     assert [report["runtime"] for report in value["reports"]] == measured
     assert value["default"]["reason"] == "none is measured here, 'edgellm bench' finds the fastest"
-    assert not (tmp_path / "cache" / "fastest").exists()
+    assert not (tmp_path / "cache" / "tuned").exists()
 
 
 def test_bench_measures_what_is_installed(both: Path, tmp_path: Path) -> None:
