@@ -17,6 +17,7 @@ from edgellm.runtimes import adapters, open_runtime
 from edgellm.runtimes.memory import weight_bytes
 from edgellm.runtimes.session import Logits, Runtime, Session
 from edgellm.runtimes.threads import default_threads
+from edgellm.runtimes.tuned import How
 from edgellm.spec import ModelSpec
 
 ENGINE = "edgellm"
@@ -116,8 +117,9 @@ def files(bundle: Bundle) -> list[Path]:
 
 
 def open_engine(bundle: Bundle, *, runtime: str, threads: int, context: int) -> BundleEngine:
-    """Load a bundle's graph with room for `context` tokens."""
-    return BundleEngine(open_runtime(bundle, name=runtime, threads=threads, max_context=min(context, bundle.spec.max_context)))
+    """Load a bundle's graph with room for `context` tokens, as it runs by default: what `edgellm tune` found is left aside."""
+    room = min(context, bundle.spec.max_context)
+    return BundleEngine(open_runtime(bundle, how=How(runtime, threads), max_context=room))
 
 
 class BundleEngine:

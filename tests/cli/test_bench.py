@@ -63,7 +63,7 @@ def test_one_runtime_or_other_threads_change_no_default(both: Path, cache: Path,
     value = json.loads(edgellm("bench", both, *SMALL, "--json", "-", *options).stdout)
     measured = ["tflite"] if options[1] == "tflite" else ["onnx", "tflite"]
     assert [lane["runtime"] for lane in value["lanes"]] == measured
-    assert not (cache / "fastest").exists()
+    assert not (cache / "tuned").exists()
 
 
 def test_threads_and_bundles_are_lanes_of_one_run(both: Path, bundle: Path) -> None:
