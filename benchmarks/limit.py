@@ -6,6 +6,7 @@ Work is handed out in small pieces, so that a slow core does not hold up a fast 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -46,7 +47,7 @@ def bandwidth(threads: int, seconds: float) -> float:
     cpus = _cpus(threads)
     buffer = np.full(buffer_bytes(cpus, memory.available_bytes()) // 8, 1, np.uint64)
     pieces = np.array_split(buffer, max(threads, buffer.nbytes // PIECE))
-    with _Team(threads, cpus) as team:
+    with Team(threads, cpus) as team:
         times = []
         end = time.perf_counter() + seconds
         while len(times) < len(READERS) or time.perf_counter() < end:
@@ -71,7 +72,7 @@ def int8_products(threads: int, seconds: float) -> float | None:
     cpus = _cpus(threads)
     best: dict[int, float] = {}
     ways = [[make() for _ in range(threads)] for make in products()]
-    with _Team(threads, cpus) as team:
+    with Team(threads, cpus) as team:
 
         def attempt(way: int, pieces: int) -> None:
             spent = team.time(pieces, lambda worker, piece: ways[way][worker]())
@@ -118,14 +119,14 @@ def _cpus(threads: int) -> frozenset[int]:
     return big if len(big) >= threads else allowed
 
 
-class _Team:
+class Team:
     """Threads that start together and share pieces of work; they keep to the given CPUs, and end with the block."""
 
     def __init__(self, threads: int, cpus: Collection[int]) -> None:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, initializer=_keep_to, initargs=(cpus,))
 
-    def __enter__(self) -> _Team:
+    def __enter__(self) -> Team:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,4 +150,5 @@ class _Team:
 
 def _keep_to(cpus: Collection[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)  # of this thread alone
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and then the kernel chooses
+            os.sched_setaffinity(0, cpus)  # of this thread alone
