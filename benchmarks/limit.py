@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.benchmarks import sysfs
 from edgellm.benchmarks.products import PRODUCTS, products
@@ -25,9 +26,10 @@ BUFFER = 256 << 20  # bytes, at least; and CACHES times what the caches hold
 CACHES = 4
 PART = 4  # of the available memory: at most so much of it
 PIECE = 4 << 20
+Reader = Callable[[NDArray[np.uint64]], object]
 # Both let go of Python's lock, and numpy has them in vector instructions. Which one is faster depends on the processor. Dot
 # products are no candidate: BLAS starts threads of its own.
-READERS: tuple[Callable[..., object], ...] = (np.bitwise_or.reduce, np.maximum.reduce)
+READERS: tuple[Reader, ...] = (np.bitwise_or.reduce, np.maximum.reduce)
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 ATTEMPT = 0.02  # seconds of an attempt at products, about
@@ -47,12 +49,16 @@ def bandwidth(threads: int, seconds: float) -> float:
     cpus = _cpus(threads)
     buffer = np.full(buffer_bytes(cpus, memory.available_bytes()) // 8, 1, np.uint64)
     pieces = np.array_split(buffer, max(threads, buffer.nbytes // PIECE))
+    times: list[float] = []
     with Team(threads, cpus) as team:
-        times = []
+
+        def attempt(read: Reader) -> None:
+            times.append(team.time(len(pieces), lambda worker, piece: read(pieces[piece])))
+
         end = time.perf_counter() + seconds
-        while len(times) < len(READERS) or time.perf_counter() < end:
-            read = READERS[len(times) % len(READERS)]
-            times.append(team.time(len(pieces), lambda worker, piece, read=read: read(pieces[piece])))  # type: ignore[misc]
+        while not times or time.perf_counter() < end:
+            for read in READERS:
+                attempt(read)
     return buffer.nbytes / min(times)
 
 
