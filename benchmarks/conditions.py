@@ -11,6 +11,7 @@ Linux tells most of it in /proc and /sys, each part on some hosts only: what is 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import statistics
 import subprocess
@@ -173,9 +174,10 @@ def _governors(moments: Sequence[Moment], root: Path) -> Iterator[str]:
 
 
 def _throttled(moments: Sequence[Moment]) -> Iterator[str]:
-    reasons = dict.fromkeys(reason for each in moments for reason in each.throttled)
+    # of one device, what the last moment says of it
+    reasons = {re.split(" (?:is at|went from) ", reason)[0]: reason for each in moments for reason in each.throttled}
     if reasons:
-        yield f"the machine throttled ({'; '.join(reasons)}): cool it or feed it better, and measure again"
+        yield f"the machine throttled ({'; '.join(reasons.values())}): cool it or feed it better, and measure again"
 
 
 def _slowed(moments: Sequence[Moment], samples: Sequence[Sample], machine: Machine) -> Iterator[str]:

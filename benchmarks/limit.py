@@ -6,6 +6,7 @@ Work is handed out in small pieces, so that a slow core does not hold up a fast 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgellm.benchmarks import sysfs
 from edgellm.benchmarks.products import PRODUCTS, products
@@ -24,9 +26,10 @@ BUFFER = 256 << 20  # bytes, at least; and CACHES times what the caches hold
 CACHES = 4
 PART = 4  # of the available memory: at most so much of it
 PIECE = 4 << 20
+Reader = Callable[[NDArray[np.uint64]], object]
 # Both let go of Python's lock, and numpy has them in vector instructions. Which one is faster depends on the processor. Dot
 # products are no candidate: BLAS starts threads of its own.
-READERS: tuple[Callable[..., object], ...] = (np.bitwise_or.reduce, np.maximum.reduce)
+READERS: tuple[Reader, ...] = (np.bitwise_or.reduce, np.maximum.reduce)
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 ATTEMPT = 0.02  # seconds of an attempt at products, about
@@ -46,12 +49,16 @@ def bandwidth(threads: int, seconds: float) -> float:
     cpus = _cpus(threads)
     buffer = np.full(buffer_bytes(cpus, memory.available_bytes()) // 8, 1, np.uint64)
     pieces = np.array_split(buffer, max(threads, buffer.nbytes // PIECE))
-    with _Team(threads, cpus) as team:
-        times = list[float]()
+    times: list[float] = []
+    with Team(threads, cpus) as team:
+
+        def attempt(read: Reader) -> None:
+            times.append(team.time(len(pieces), lambda worker, piece: read(pieces[piece])))
+
         end = time.perf_counter() + seconds
-        while len(times) < len(READERS) or time.perf_counter() < end:
-            read = READERS[len(times) % len(READERS)]
-            times.append(team.time(len(pieces), lambda worker, piece, read=read: read(pieces[piece])))  # type: ignore[misc]
+        while not times or time.perf_counter() < end:
+            for read in READERS:
+                attempt(read)
     return buffer.nbytes / min(times)
 
 
@@ -71,7 +78,7 @@ def int8_products(threads: int, seconds: float) -> float | None:
     cpus = _cpus(threads)
     best: dict[int, float] = {}
     ways = [[make() for _ in range(threads)] for make in products()]
-    with _Team(threads, cpus) as team:
+    with Team(threads, cpus) as team:
 
         def attempt(way: int, pieces: int) -> None:
             spent = team.time(pieces, lambda worker, piece: ways[way][worker]())
@@ -118,14 +125,14 @@ def _cpus(threads: int) -> frozenset[int]:
     return big if len(big) >= threads else allowed
 
 
-class _Team:
+class Team:
     """Threads that start together and share pieces of work; they keep to the given CPUs, and end with the block."""
 
     def __init__(self, threads: int, cpus: Collection[int]) -> None:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads, initializer=_keep_to, initargs=(cpus,))
 
-    def __enter__(self) -> _Team:
+    def __enter__(self) -> Team:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,4 +156,5 @@ class _Team:
 
 def _keep_to(cpus: Collection[int]) -> None:
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cpus)  # of this thread alone
+        with contextlib.suppress(OSError):  # a sandbox may forbid it, and then the kernel chooses
+            os.sched_setaffinity(0, cpus)  # of this thread alone

@@ -166,8 +166,10 @@ def test_governors(tmp_path: Path, governor: str | None, driver: str | None, fin
 
 
 def test_a_machine_that_throttled_says_so_once(tmp_path: Path) -> None:
-    hot = replace(GOOD, throttled=("it throttles",))
-    assert only(tmp_path, [GOOD, hot, hot], [sample(1)]).count("it throttles") == 1
+    warm = replace(GOOD, throttled=("it throttles", "core_throttle_count went from 4 to 5", "cooling_device0 (x) is at 1 of 3"))
+    hot = replace(GOOD, throttled=("it throttles", "core_throttle_count went from 4 to 9", "cooling_device0 (x) is at 3 of 3"))
+    doubt = only(tmp_path, [GOOD, warm, hot, GOOD], [sample(1)])
+    assert "(it throttles; core_throttle_count went from 4 to 9; cooling_device0 (x) is at 3 of 3)" in doubt
 
 
 def test_a_clock_that_falls(tmp_path: Path) -> None:

@@ -14,13 +14,9 @@ from edgellm.cli._options import Size, readable
 from edgellm.converters import recipes
 from tests.cli.conftest import ROOT, edgellm, start
 
-<<<<<<< HEAD
 COMMANDS = (
     *("bench", "chat", "compare", "convert", "doctor", "eval", "export", "inspect", "report", "run", "tune", "verify"),
 )
-=======
-COMMANDS = ("bench", "chat", "compare", "convert", "doctor", "eval", "export", "inspect", "run", "tune", "verify")
->>>>>>> tune
 
 
 def test_help_lists_every_command() -> None:
