@@ -324,7 +324,8 @@ session.logits([3] * 20)
 other = runtime.session()
 other.prefill([3] * 20)
 now = threads()
-print(json.dumps({"old": [before[each] == now[each] for each in before], "new": [now[each] for each in now.keys() - before.keys()]}))
+old, new = [before[each] == now[each] for each in before], [now[each] for each in now.keys() - before.keys()]
+print(json.dumps({"old": old, "new": new}))
 """
 
 
