@@ -11,7 +11,7 @@ HUB_ID = HuggingFaceTB/SmolLM2-135M-Instruct
 BUNDLE = demo/smollm2
 QUESTION = What is the capital of France, and what is it known for?
 
-.PHONY: demo test fast check models bench frontier clean
+.PHONY: demo test fast check models bench frontier pages clean
 .DELETE_ON_ERROR:
 
 # Convert a real model for both runtimes, ask each the same question, measure them side by side. No torch.
@@ -52,10 +52,15 @@ bench: models
 		$(BIN)/edgellm bench demo/$$name-both --json demo/$$name-both.json || exit 1; \
 	done
 
-# Quality against speed beside llama.cpp: table and plot of docs/benchmarks.md. An hour on a quiet machine.
+# Quality against speed beside llama.cpp, of docs/benchmarks.md. An hour on a quiet machine.
 frontier: $(VENV)/.tested models
 	.ci/peers $(BIN)/python
-	$(BIN)/python -m edgellm.benchmarks.frontier --json docs/benchmarks.frontier.json --markdown docs/frontier.md --plot docs/frontier.svg
+	$(BIN)/python -m edgellm.benchmarks.frontier --json docs/benchmarks.frontier.json
+	$(BIN)/python -m edgellm.benchmarks.page
+
+# The tables and the plot of docs/benchmarks.md, drawn from the runs beside it.
+pages: $(VENV)/.tested
+	$(BIN)/python -m edgellm.benchmarks.page
 
 clean:
 	rm -rf $(VENV) $(COMPAT) demo build dist *.egg-info

@@ -36,8 +36,8 @@ class Figure:
         measure: "speed": tokens a second, of prefill, decode, sustained, and of a chain's tokens. "time": milliseconds, of
             load, first token, and a chain from its text to its last token. "p50", "p95", "p99": milliseconds between tokens.
             "rss", "pss": bytes. "cpu": processors in use. "energy": joules of the whole host for each token. "bandwidth
-            share", "int8 share": of the machine's limit, 1 being all of it. "template", "tokenize" and so on: milliseconds
-            that a part of a chain took.
+            share", "int8 share": of the machine's limit, 1 being all of it. "import": milliseconds that the packages took
+            before a load. "template", "tokenize" and so on: milliseconds that a part of a chain took.
         unit: "tok/s", "ms", "B", "cores", "J/tok", or "" of a share.
         higher: whether more is better.
         by_round: above 0; of rounds from 1 on, or of round 0 alone where it comes from `warmups`. Never empty.
@@ -120,6 +120,8 @@ def _measures(run: Run, lane: Lane, case: Case) -> dict[str, Measure]:
     measures: dict[str, Measure] = {}
     if case.kind in ("load", "first token", "chain"):
         measures["time"] = "ms", False, lambda sample: sample.seconds * 1e3
+    if case.kind == "load":
+        measures["import"] = "ms", False, _part("import")
     if case.kind == "prefill" or case.kind in _DECODES:
         measures["speed"] = "tok/s", True, _speed
     if case.kind in _DECODES:
@@ -143,7 +145,14 @@ def _measures(run: Run, lane: Lane, case: Case) -> dict[str, Measure]:
 def _speed(sample: Sample) -> float | None:
     if sample.case.kind == "prefill":
         return sample.case.prompt / sample.seconds
-    return len(sample.steps) / sum(sample.steps) if sample.steps else None
+    if sample.steps:
+        return len(sample.steps) / sum(sample.steps)
+    return _tokens(sample) / sample.seconds or None
+
+
+def _tokens(sample: Sample) -> int:
+    """How many were decoded: of a decode also where the engine tells of all of them together."""
+    return len(sample.steps) or (sample.case.steps if sample.case.kind == "decode" else 0)
 
 
 def _percentile(percent: int) -> Callable[[Sample], float | None]:
@@ -156,7 +165,7 @@ def _part(name: str) -> Callable[[Sample], float | None]:
 
 
 def _energy(sample: Sample) -> float | None:
-    tokens = sample.case.prompt if sample.case.kind == "prefill" else len(sample.steps)
+    tokens = sample.case.prompt if sample.case.kind == "prefill" else _tokens(sample)
     return None if sample.joules is None or tokens == 0 else sample.joules / tokens
 
 
@@ -167,7 +176,7 @@ def _bandwidth_share(lane: Lane, best: float | None) -> Callable[[Sample], float
         speed = _speed(sample)
         if speed is None or best is None or lane.weight_bytes is None or lane.cache_bytes is None:
             return None
-        positions = sample.case.depth + (len(sample.steps) - 1) / 2
+        positions = sample.case.depth + (_tokens(sample) - 1) / 2
         return (lane.weight_bytes + lane.cache_bytes * positions) * speed / best
 
     return share

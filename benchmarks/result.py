@@ -67,8 +67,9 @@ class Sample:
         round: 0 is the warm-up, which is kept to be looked at and counts in no statistic.
         at: seconds from the run's start to the sample's.
         seconds: wall time.
-        steps: seconds of each token, of decode, sustained and chain.
-        parts: seconds by part, of a chain: "template", "tokenize", "prefill", "sample", "decode", "detokenize".
+        steps: seconds of each token, of decode, sustained and chain; empty where an engine tells of all of them together.
+        parts: seconds by part, of a chain: "template", "tokenize", "prefill", "sample", "decode", "detokenize"; of a load:
+            "import", of the packages that it needs, which comes before it.
         cpu: CPU seconds of the process, all threads together.
         rss, pss: bytes: peak resident during the case, and proportional share at its end.
         joules: of the whole host, by the run's counter.
@@ -113,6 +114,26 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """What a file is made of, as who made it says.
+
+    Attributes:
+        bits: of a weight of the linears, by the name of its type: 4 where scales make 4.5 of it.
+        block: inputs of a linear that share a scale; 0 is a whole row.
+        embedding, head: bits of these; of an embedding as "tied or untied" where that makes a difference.
+        kv: element type of the KV cache.
+        bits_half: `Lane.bits` if scales that are stored in 32 bits had 16.
+    """
+
+    bits: int
+    block: int | None = None
+    embedding: str | None = None
+    head: int | None = None
+    kv: str | None = None
+    bits_half: float | None = None
+
+
+@dataclass(frozen=True)
 class Lane:
     """A row: one file in one engine with so many threads.
 
@@ -127,6 +148,7 @@ class Lane:
         digest: sha256 of the bundle's edgellm.json, which has those of all its files, or of the peer's file.
         size: bytes of the graph's files.
         bits: of a weight of the layers' linears, counted in the file.
+        recipe: what it is made of, of files that are made for a comparison.
         weight_bytes: bytes of weights that one decoded token reads; None where the engine does not tell.
         cache_bytes: bytes of KV cache that one position takes.
         products: multiply-adds in linears for each token of a prompt.
@@ -148,6 +170,7 @@ class Lane:
     digest: str
     size: int
     bits: float | None = None
+    recipe: Recipe | None = None
     weight_bytes: int | None = None
     cache_bytes: int | None = None
     products: int | None = None

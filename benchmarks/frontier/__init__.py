@@ -2,6 +2,6 @@
 
     python -m edgellm.benchmarks.frontier --trials 3 --json frontier.json --markdown frontier.md --plot frontier.svg
 
-It measures as `edgellm.benchmarks.peers` does, and draws another table out of the same report: any report of that command
+It measures as `edgellm.benchmarks.peers` does, and draws another table out of the same run: any run of that command
 can be drawn too. The models' channels are permuted, so that every file starts from values that lie on nobody's grid.
 """

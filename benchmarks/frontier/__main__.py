@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edgellm.benchmarks import gguf_file
+from edgellm.benchmarks import gguf_file, result
 from edgellm.benchmarks.frontier import plot, table
 from edgellm.benchmarks.peers import command
 from edgellm.benchmarks.permuted import SUFFIX
@@ -21,10 +21,10 @@ THEIRS = ("q4_0", "q4_1", "iq4_nl", "q4_k_s", "q4_k_m", "q5_0", "q5_k_m", "q6_k"
 # without flash attention llama.cpp is the faster far into a context, and the slower at its beginning
 NOFLASH = ("q4_0", "q4_k_s", "q4_k_m", "q5_0")
 ENGINES = (
-    *(f"edgellm_{name}" for name in OURS),
-    *(f"llama_cpp:{kind}{matrix}" for kind in THEIRS for matrix in ("", "-imatrix")),
-    "llama_cpp:q8_0",
-    *(f"llama_cpp:{kind}-imatrix-noflash" for kind in NOFLASH),
+    *(f"edgellm-{name}" for name in OURS),
+    *(f"llama.cpp:{kind}{matrix}" for kind in THEIRS for matrix in ("", "-imatrix")),
+    "llama.cpp:q8_0",
+    *(f"llama.cpp:{kind}-imatrix-noflash" for kind in NOFLASH),
 )
 UNQUANTIZED = ("F32", "F16", "BF16")
 
@@ -38,11 +38,11 @@ def main() -> int:
         command.check(arguments)
         if arguments.plot:
             plot.check(arguments.plot)
-        report = command.read(arguments.from_json) if arguments.from_json else command.report(arguments, PROGRAM, admit)
-        if report is not None:
-            command.write(report, table.markdown(report), arguments)
+        run = result.read(arguments.from_json) if arguments.from_json else command.run(arguments, PROGRAM, admit)
+        if run is not None:
+            command.write(run, table.markdown(run), arguments)
             if arguments.plot:
-                plot.draw(report, arguments.plot)
+                plot.draw(run, arguments.plot)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,17 +1,18 @@
-"""Quality against speed as a picture, out of a report's JSON alone: the same report gives the same bytes."""
+"""Quality against speed as a picture, out of a run alone: the same run gives the same bytes."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgellm.benchmarks.frontier.points import Point, frontier, points, speed_at
-from edgellm.benchmarks.frontier.table import THEIRS, decodes, split
-from edgellm.benchmarks.peers.engine import OURS
+from edgellm.benchmarks.frontier.table import decodes, split
+from edgellm.benchmarks.peers import table
+from edgellm.benchmarks.result import Run
 from edgellm.errors import ResourceError, RuntimeUnavailable, UsageError
 
 METADATA: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".png": {"Software": None}}  # no dates, no versions
@@ -35,7 +36,7 @@ def check(path: Path) -> None:
     _matplotlib("matplotlib")
 
 
-def draw(report: Mapping[str, Any], path: Path) -> None:
+def draw(run: Run, path: Path) -> None:
     """A panel for each model, number of threads and depth: decode speed over KL, llama.cpp's frontier as a line.
 
     Raises:
@@ -45,15 +46,15 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
     """
     check(path)
     matplotlib, figures = _matplotlib("matplotlib"), _matplotlib("matplotlib.figure")
-    cases = [(model["name"], threads) for model in report["models"] for threads in report["settings"]["threads"]]
-    depths = decodes(report)
+    groups, found = table.groups(run), table.index(run)
+    cases = decodes(found)
     with matplotlib.rc_context(STYLE):
-        figure = figures.Figure(figsize=(PANEL[0] * len(depths), PANEL[1] * len(cases)), layout="constrained")
-        panels = figure.subplots(len(cases), len(depths), squeeze=False)
-        for row, (model, threads) in zip(panels, cases, strict=True):
-            for axes, (measure, depth) in zip(row, depths.items(), strict=True):
-                _panel(axes, points(report, model, threads, measure))
-                axes.set_title(f"{model}, {threads} thread{'' if threads == 1 else 's'}, after {depth} tokens", fontsize=8)
+        figure = figures.Figure(figsize=(PANEL[0] * len(cases), PANEL[1] * len(groups)), layout="constrained")
+        panels = figure.subplots(len(groups), len(cases), squeeze=False)
+        for row, (model, _, threads) in zip(panels, groups, strict=True):
+            for axes, case in zip(row, cases, strict=True):
+                _panel(axes, points(found, table.rows(run, model, threads), case))
+                axes.set_title(f"{model}, {table.count(threads, 'thread')}, after {case.depth} tokens", fontsize=8)
         figure.supxlabel("KL to the source, nats (closer is left)")
         figure.supylabel("decode, tokens a second")
         try:
@@ -69,15 +70,14 @@ def _panel(axes: Any, every: Sequence[Point]) -> None:
         kls = np.geomspace(line[0].kl, max(each.kl for each in every), 50)
         axes.plot(kls, [speed_at(max(kl, line[0].kl), line) for kl in kls.tolist()], color=THEIR_COLOR, lw=0.8, ls="--")
     for imatrix, label in ((False, "llama.cpp"), (True, "llama.cpp, importance matrix")):
-        some = [each for each in theirs if ("-imatrix" in each.engine) == imatrix]
+        some = [each for each in theirs if ("-imatrix" in each.lane.variant) == imatrix]
         face = THEIR_COLOR if imatrix else "none"
         _scatter(axes, some, label, marker=THEIR_MARK, facecolors=face, edgecolors=THEIR_COLOR)
     for runtime, (mark, color) in MARKS.items():
-        some = [each for each in ours if each.engine.startswith(f"{OURS}{runtime}:")]
+        some = [each for each in ours if each.lane.runtime == runtime]
         _scatter(axes, some, f"edgellm, {runtime}", marker=mark, color=color)
     for each in (*ours, *line):
-        name = each.engine.removeprefix(THEIRS).rpartition(":")[2]
-        axes.annotate(name, (each.kl, each.speed), xytext=(3, 3), textcoords="offset points", fontsize=5.5)
+        axes.annotate(each.lane.variant, (each.kl, each.speed), xytext=(3, 3), textcoords="offset points", fontsize=5.5)
     if every:
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from edgellm.benchmarks.peers import table
+from edgellm.benchmarks.peers.table import Index
+from edgellm.benchmarks.result import Case, Lane, Quality
 
 LEAST = 1e-9  # a KL has a logarithm
 
@@ -19,27 +20,29 @@ class Point:
     """A file at one number of threads and one depth.
 
     Attributes:
-        engine: its row in the report.
-        kl: KL(source || engine) in nats.
+        lane: its row in the run.
+        quality: how close it is to the source.
         speed: tokens a second, the median over rounds.
-        quality: what the report says of its closeness, KL by position included.
     """
 
-    engine: str
-    kl: float
+    lane: Lane
+    quality: Quality
     speed: float
-    quality: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def kl(self) -> float:
+        """KL(source || engine) in nats, above 0."""
+        return max(self.quality.kl, LEAST)
 
 
-def points(report: Mapping[str, Any], model: str, threads: int, measure: str) -> list[Point]:
-    """Every file of a model whose closeness and speed are both known, in the report's order."""
-    found = []
-    for each in report["engines"]:
-        quality = table.quality_of(report, model, each["engine"])
-        speeds = table.figures(report, model, each["engine"], threads, measure)
-        if each["model"] == model and quality is not None and speeds:
-            found.append(Point(each["engine"], max(quality["kl"], LEAST), statistics.median(speeds.values()), quality))
-    return found
+def points(found: Index, lanes: Sequence[Lane], case: Case) -> list[Point]:
+    """Every lane whose closeness and speed are both known, in their order."""
+    speeds = [(lane, table.rounds(found, lane, case, "speed")) for lane in lanes]
+    return [
+        Point(lane, lane.quality, statistics.median(by_round.values()))
+        for lane, by_round in speeds
+        if lane.quality is not None and by_round
+    ]
 
 
 def frontier(every: Sequence[Point]) -> list[Point]:

@@ -1,22 +1,24 @@
-"""Quality against speed as Markdown, out of a report's JSON alone."""
+"""Quality against speed as Markdown, out of a run alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from edgellm.benchmarks.frontier.points import Point, fastest_as_close, frontier, points, speed_at
 from edgellm.benchmarks.peers import table
-from edgellm.benchmarks.peers.engine import OURS
+from edgellm.benchmarks.peers.lanes import label
+from edgellm.benchmarks.peers.table import OURS, Index
+from edgellm.benchmarks.result import Case, Lane, Run
 
-THEIRS = "llama_cpp:"
+THEIRS = "llama.cpp"
+AIM = 1.3  # times the decode of their best file that is as close
 MB = 1e6
 HOW = (
-    "Speeds are tokens a second; decode is the median step after a context of so many tokens. Bits are those of a weight of "
-    "the layers' linears, counted in the file, scales and all; in brackets what they would be with scales of 16 bits, where "
-    "they are stored in 32. KL is KL(source || engine) in nats with its standard error, whole model as it runs, the source "
-    "being the same file at float32; top-1 is how often both find the same token likeliest. In bold: llama.cpp's frontier, "
-    "the files than which none of its others is both closer and faster."
+    "Speeds are tokens a second; decode is steps over the time that they took, after a context of so many tokens. Bits are "
+    "those of a weight of the layers' linears, counted in the file, scales and all; in brackets what they would be with "
+    "scales of 16 bits, where they are stored in 32. KL is KL(source || engine) in nats with its standard error, whole model "
+    "as it runs, the source being the same file at float32; top-1 is how often both find the same token likeliest. In bold: "
+    "llama.cpp's frontier, the files than which none of its others is both closer and faster."
 )
 RATIOS = (
     "llama.cpp's best file is the fastest whose KL is no higher than ours, or so little higher that it is a tie: by less "
@@ -26,69 +28,106 @@ RATIOS = (
 )
 
 
-def markdown(report: Mapping[str, Any]) -> str:
+def markdown(run: Run) -> str:
     """The files of every model by closeness, and the ratios at equal closeness."""
-    lines = [*table.head(report, HOW), ""]
-    for model in report["models"]:
-        for threads in report["settings"]["threads"]:
-            count = f"{threads} thread{'' if threads == 1 else 's'}"
-            lines += [f"## {model['name']} ({model['source']}), {count}", ""]
-            lines += [*_files(report, model["name"], threads), "", *_ratios(report, model["name"], threads)]
-    return "\n".join(lines + table.foot(report))
+    found = table.index(run)
+    lines = [*table.head(run, HOW), ""]
+    for model, source, threads in table.groups(run):
+        lanes = table.rows(run, model, threads)
+        lines += [f"## {model} ({source}), {table.count(threads, 'thread')}", ""]
+        lines += [*_files(found, lanes), "", *_ratios(found, lanes)]
+    return "\n".join(lines + table.foot(run))
 
 
-def decodes(report: Mapping[str, Any]) -> dict[str, int]:
-    """The measures of decoding, by name in the samples: to the depth."""
-    return {f"decode_{depth}": depth for depth in report["settings"]["depths"]}
+def lead(run: Run) -> str:
+    """A row for each of ours with its ratios in every case, and in how many of them the aim is reached; a table a model."""
+    found = table.index(run)
+    lines = []
+    for model in dict.fromkeys(lane.model for lane in run.lanes):
+        threads = list(dict.fromkeys(lane.threads for lane in run.lanes if lane.model == model))
+        counts = f"{' / '.join(map(str, threads))} {'thread' if threads == [1] else 'threads'}"
+        titles = [f"{case.name.removeprefix('decode ')}, {counts}" for case in decodes(found)]
+        lines += table.rows_of([["edgellm", "KL", *titles, f"{AIM} times reached"], *_leads(found, run, model, threads)])
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _leads(found: Index, run: Run, model: str, threads: Sequence[int]) -> list[list[str]]:
+    """By closeness. The ratio to llama.cpp's best file, in brackets that between files; by number of threads."""
+    some = [table.rows(run, model, count) for count in threads]
+    names = [mine for mine in some[0] if mine.engine == OURS and mine.quality is not None]
+    made = []
+    for name in sorted(names, key=lambda lane: lane.quality.kl if lane.quality else 0.0):
+        cells, reached = [], []
+        for case in decodes(found):
+            pairs = [_both(found, lanes, name, case) for lanes in some]
+            reached += [ratio >= AIM for ratio, _ in pairs if ratio is not None]
+            best, between = (
+                " / ".join("-" if each is None else f"{each:.2f}" for each in half) for half in zip(*pairs, strict=True)
+            )
+            cells.append(f"{best} ({between})")
+        verdict = "no file of llama.cpp's is as close" if not reached else f"{sum(reached)} of {len(reached)}"
+        made.append([table.own_label(name), table.closeness(name)[0], *cells, verdict])
+    return made
+
+
+def _both(found: Index, lanes: Sequence[Lane], name: Lane, case: Case) -> tuple[float | None, float | None]:
+    """The ratio of one of ours to the best file that is as close, and that to the frontier at its very KL."""
+    ours, theirs = split(points(found, lanes, case))
+    mine = next((each for each in ours if table.own_label(each.lane) == table.own_label(name)), None)
+    if mine is None:
+        return None, None
+    match, between = fastest_as_close(mine, theirs), speed_at(mine.kl, frontier(theirs))
+    return None if match is None else mine.speed / match.speed, None if between is None else mine.speed / between
+
+
+def decodes(found: Index) -> list[Case]:
+    """The cases of decoding."""
+    return [case for case in table.cases(found) if case.kind == "decode"]
 
 
 def split(every: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     """Ours, and llama.cpp's."""
-    ours = [each for each in every if each.engine.startswith(OURS)]
-    return ours, [each for each in every if each.engine.startswith(THEIRS)]
+    ours = [each for each in every if each.lane.engine == OURS]
+    return ours, [each for each in every if each.lane.engine == THEIRS]
 
 
-def _files(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
-    columns = table.measures(report)
-    best = {
-        measure: {each.engine for each in frontier(split(points(report, model, threads, measure))[1])} for measure in columns
-    }
-    rows = [["file", "bits", "MB", "KL", "top-1", *columns.values()]]
-    engines = [each for each in report["engines"] if each["model"] == model]
-    judged = [(quality, each) for each in engines if (quality := table.quality_of(report, model, each["engine"])) is not None]
-    for quality, each in sorted(judged, key=lambda pair: float(pair[0]["kl"])):
-        cells = [each["engine"], _bits(each.get("stored")), f"{each['size'] / MB:.0f}"]
-        cells += [f"{quality['kl']:.4f} ± {quality['kl_error']:.4f}", f"{quality['top1']:.3f}"]
-        for measure in columns:
-            found = table.spread(list(table.figures(report, model, each["engine"], threads, measure).values()))
-            text = "-" if found is None else found.text()
-            cells.append(f"**{text}**" if each["engine"] in best[measure] else text)
+def _files(found: Index, lanes: Sequence[Lane]) -> list[str]:
+    columns = table.cases(found)
+    best = {case: {each.lane.id for each in frontier(split(points(found, lanes, case))[1])} for case in columns}
+    rows = [["file", "bits", "MB", "KL", "top-1", *(case.name for case in columns)]]
+    judged = [(lane.quality.kl, lane) for lane in lanes if lane.quality is not None]
+    for _, lane in sorted(judged, key=lambda pair: pair[0]):
+        cells = [label(lane), _bits(lane), f"{lane.size / MB:.0f}", *table.closeness(lane)]
+        for case in columns:
+            text = table.text(table.rounds(found, lane, case, "speed"))
+            cells.append(f"**{text}**" if lane.id in best[case] else text)
         rows.append(cells)
     return table.rows_of(rows)
 
 
-def _bits(stored: Mapping[str, float] | None) -> str:
-    if stored is None:
+def _bits(lane: Lane) -> str:
+    if lane.bits is None:
         return "-"
-    own, half = f"{stored['bits']:.2f}", f"{stored['bits_half']:.2f}"
-    return own if own == half else f"{own} ({half})"
+    own, half = f"{lane.bits:.2f}", lane.recipe.bits_half if lane.recipe else None
+    return own if half is None or own == f"{half:.2f}" else f"{own} ({half:.2f})"
 
 
-def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
+def _ratios(found: Index, lanes: Sequence[Lane]) -> list[str]:
     """A row for each of ours at each depth; nothing where there are none of ours, or none of llama.cpp's."""
-    title = ["edgellm", "decode after", "llama.cpp's best file as close", "KL ours / theirs", "ratio", "between files"]
-    rows = [title]
-    for measure, depth in decodes(report).items():
-        ours, theirs = split(points(report, model, threads, measure))
+    rows = [["edgellm", "decode after", "llama.cpp's best file as close", "KL ours / theirs", "ratio", "between files"]]
+    for case in decodes(found):
+        ours, theirs = split(points(found, lanes, case))
         line = frontier(theirs)
         for mine in ours if theirs else []:
             match = fastest_as_close(mine, theirs)
-            cells = [mine.engine.removeprefix(OURS), str(depth)]
+            cells = [table.own_label(mine.lane), str(case.depth)]
             if match is None:
                 cells += ["none is as close", f"{mine.kl:.4f} / {line[0].kl:.4f}", "-"]
             else:
-                ratio = table.ratio(report, model, mine.engine, match.engine, threads, measure)
-                cells += [match.engine.removeprefix(THEIRS), f"{mine.kl:.4f} / {match.kl:.4f}"]
+                pair = (table.rounds(found, each.lane, case, "speed") for each in (mine, match))
+                ratio = table.times(*pair)
+                cells += [match.lane.variant, f"{mine.kl:.4f} / {match.kl:.4f}"]
                 cells += ["-" if ratio is None else ratio.text(2)]
             speed = speed_at(mine.kl, line)
             rows.append([*cells, "-" if speed is None else f"{mine.speed / speed:.2f}"])

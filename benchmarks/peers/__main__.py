@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from edgellm.benchmarks import result
 from edgellm.benchmarks.peers import command, table
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.errors import EdgeError
@@ -19,9 +20,9 @@ def main() -> int:
     arguments = parser.parse_args()
     try:
         command.check(arguments)
-        report = command.read(arguments.from_json) if arguments.from_json else command.report(arguments, PROGRAM)
-        if report is not None:
-            command.write(report, table.markdown(report), arguments)
+        run = result.read(arguments.from_json) if arguments.from_json else command.run(arguments, PROGRAM)
+        if run is not None:
+            command.write(run, table.markdown(run), arguments)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from edgellm.benchmarks import models as real_models
+from edgellm.benchmarks import result
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers import quiet
-from edgellm.benchmarks.peers.measure import Settings, measure, open_model, prepare
+from edgellm.benchmarks.peers.measure import DEFAULT, measure, open_model, prepare
 from edgellm.benchmarks.permuted import SUFFIX, permuted
+from edgellm.benchmarks.result import Run, Settings
 from edgellm.errors import ResourceError, UsageError
 
 OUTPUTS = ("json", "markdown", "plot")
+POSITIONS = 600  # of the text
 
 
 def parser(program: str, description: str, *, models: Sequence[str], engines: Sequence[str]) -> argparse.ArgumentParser:
     """The options of a command; `models` and `engines` are what it compares unless told."""
     made = argparse.ArgumentParser(prog=f"python -m {program}", description=description)
-    default = Settings()
     names = ", ".join(real_models.MODELS)
     made.add_argument(
         "--models",
@@ -37,15 +37,15 @@ def parser(program: str, description: str, *, models: Sequence[str], engines: Se
         nargs="+",
         default=list(engines),
         metavar="PEER",
-        help="such as llama_cpp, llama_cpp:q4_0 or 'llama_cpp:*imatrix'",
+        help="such as llama.cpp, llama.cpp:q4_0 or 'llama.cpp:*imatrix'",
     )
-    made.add_argument("--threads", nargs="+", type=int, default=list(default.threads), metavar="N")
-    made.add_argument("--trials", type=int, default=default.trials, metavar="N", help="rounds")
-    made.add_argument("--prefill", type=int, default=default.prefill, metavar="TOKENS")
-    made.add_argument("--depths", nargs="+", type=int, default=list(default.depths), metavar="TOKENS")
-    made.add_argument("--steps", type=int, default=default.steps, metavar="TOKENS", help="decode steps after each depth")
-    made.add_argument("--positions", type=int, default=default.positions, metavar="TOKENS", help="of the text, for KL")
-    made.add_argument("--seed", type=int, default=default.seed)
+    made.add_argument("--threads", nargs="+", type=int, default=list(DEFAULT.threads), metavar="N")
+    made.add_argument("--trials", type=int, default=DEFAULT.trials, metavar="N", help="rounds")
+    made.add_argument("--prefill", type=int, default=DEFAULT.prompts[0], metavar="TOKENS")
+    made.add_argument("--depths", nargs="+", type=int, default=list(DEFAULT.depths), metavar="TOKENS")
+    made.add_argument("--steps", type=int, default=DEFAULT.decode, metavar="TOKENS", help="decode steps after each depth")
+    made.add_argument("--positions", type=int, default=POSITIONS, metavar="TOKENS", help="of the text, for KL")
+    made.add_argument("--seed", type=int, default=DEFAULT.seed)
     made.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
     made.add_argument("--from-json", type=Path, metavar="FILE", help="measure nothing: draw the tables of an earlier run")
@@ -69,28 +69,13 @@ def check(arguments: argparse.Namespace) -> None:
             raise UsageError("no such folder", where=file.parent, fix=f"make it, or give --{name} another file")
 
 
-def read(path: Path) -> dict[str, Any]:
-    """The report of an earlier run.
-
-    Raises:
-        UsageError: there is none in that file.
-    """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot be read: {error}", where=path, fix="give the file that --json wrote") from error
-    if not isinstance(found, dict) or found.get("kind") != "peers":
-        raise UsageError("no report of a comparison", where=path, fix="give the file that --json wrote")
-    return found
-
-
-def report(
+def run(
     arguments: argparse.Namespace, program: str, admit: Callable[[str, Path], None] = lambda name, source: None
-) -> dict[str, Any] | None:
-    """Prepare, look whether the machine is quiet, measure: the report, or None where only files were to be made.
+) -> Run | None:
+    """Prepare, look whether the machine is quiet, measure: the run, or None where only files were to be made.
 
     Args:
-        program: the module that was called, for the report.
+        program: the module that was called.
         admit: raises where a source cannot be compared; called with its name and path before anything is made of it.
 
     Raises:
@@ -99,17 +84,16 @@ def report(
     settings = Settings(
         threads=tuple(arguments.threads),
         trials=arguments.trials,
-        prefill=arguments.prefill,
+        prompts=(arguments.prefill,),
         depths=tuple(arguments.depths),
-        steps=arguments.steps,
-        positions=arguments.positions,
+        decode=arguments.steps,
         seed=arguments.seed,
     )
     engines = peers.choose(arguments.peers)
     seen = quiet.look()
-    if seen.reasons and not (arguments.noisy or arguments.prepare):
+    if quiet.reasons(seen) and not (arguments.noisy or arguments.prepare):
         raise ResourceError(
-            f"the machine is not quiet ({'; '.join(seen.reasons)})",
+            f"the machine is not quiet ({'; '.join(quiet.reasons(seen))})",
             fix="wait for it, or give --noisy for figures that mean little",
         )
     models, prepared, left_out = [], [], []
@@ -121,22 +105,22 @@ def report(
         if name != plain:
             source, label = permuted(source), label + SUFFIX
         admit(name, source)
-        models.append(open_model(label, source, settings.positions))
+        models.append(open_model(label, source, arguments.positions))
         made, missing = prepare(models[-1], engines, say)
         prepared += made
         left_out += missing
     if arguments.prepare:
         for each in left_out:
-            print(f"left out: {each['model']}, {each['engine']}: {each['reason']}")
+            print(f"left out: {each}")
         return None
     called = shlex.join(["python", "-m", program, *sys.argv[1:]])
     return measure(models, prepared, left_out, settings, seen, called, say)
 
 
-def write(found: dict[str, Any], text: str, arguments: argparse.Namespace) -> None:
-    """Write the report and its tables where they were asked for, and print the tables."""
+def write(found: Run, text: str, arguments: argparse.Namespace) -> None:
+    """Write the run and its tables where they were asked for, and print the tables."""
     if arguments.json and not arguments.from_json:
-        arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        result.write(found, arguments.json)
     if arguments.markdown:
         arguments.markdown.write_text(text, encoding="utf-8")
     print(text)

@@ -19,6 +19,7 @@ from edgellm.bundle import Bundle
 from edgellm.runtimes import open_runtime
 from edgellm.runtimes.session import Runtime, Session
 
+NAME = "edgellm-onnx"
 PACKAGES = ("onnxruntime", "numpy")
 INSTALL = "pip install 'edgellm[onnx,convert]'"
 OURS = ("adapters", "memory", "preference", "processor", "threads")  # of `edgellm.runtimes`, what every load takes

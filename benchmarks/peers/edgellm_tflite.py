@@ -7,6 +7,7 @@ from pathlib import Path
 from edgellm.benchmarks.peers.edgellm_onnx import OURS, EdgellmEngine, Ours, make_bundle
 from edgellm.benchmarks.peers.edgellm_onnx import open_engine as open_bundle
 
+NAME = "edgellm-tflite"
 PACKAGES = ("ai-edge-litert", "numpy")
 INSTALL = "pip install 'edgellm[tflite,convert]'"
 IMPORTS = (

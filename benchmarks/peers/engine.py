@@ -2,16 +2,19 @@
 
 A peer is a module of this folder with
 
+    NAME: str                        as tables call it
     PACKAGES: tuple[str, ...]        distributions whose versions belong to the figures; the first has to be installed
     INSTALL: str                     how to get it, in one line
     IMPORTS: tuple[str, ...]         modules that the engine needs: imported before the clock of the load starts
     VARIANTS: dict[str, Variant]     what each of its rows is
     prepare(variant: str, source: Path, folder: Path) -> Path
-    open_engine(path: Path, *, variant: str, threads: int, context: int) -> Engine
+    open_engine(path: Path, *, variant: str, threads: int, context: int) -> Engine | OwnLoop
 
 `prepare` makes the peer's own file of the model beside others in `folder`, or finds the one it made before;
 `open_engine` is what loads it, through the API of the peer that costs the least per step. An engine whose product writes
-tokens in a loop of its own is an `OwnLoop` besides.
+tokens in a loop of its own is an `OwnLoop`, and an `Engine` besides if it shows logits.
+
+A name means the module that it is or begins, its dots and dashes being underscores: "llama.cpp", "openvino".
 """
 
 from __future__ import annotations
@@ -34,6 +37,7 @@ Logits = NDArray[np.float32]
 OURS = "edgellm_"  # our own engines, by runtime
 
 
+@runtime_checkable
 class Engine(Protocol):
     """A loaded model and one sequence. Logits belong to the caller until the next call."""
 
@@ -60,14 +64,18 @@ class Engine(Protocol):
 
 @runtime_checkable
 class OwnLoop(Protocol):
-    """What an engine has besides if its product is asked for tokens, not for steps: it is timed as its users meet it."""
+    """An engine whose product is asked for tokens, not for steps: it is timed as its users meet it."""
 
     def time_prefill(self, ids: Sequence[int]) -> float:
         """Seconds from a prompt that it has never seen to the first token."""
         ...
 
-    def time_steps(self, ids: Sequence[int], steps: int) -> list[float]:
-        """Seconds of each of `steps` tokens that follow the first one after a prompt."""
+    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
+        """Seconds of `steps` tokens that follow a prompt: together, and of each where the product tells."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
         ...
 
 
@@ -94,6 +102,7 @@ class Variant:
 class Peer(Protocol):
     """The module of a peer."""
 
+    NAME: str
     PACKAGES: tuple[str, ...]
     INSTALL: str
     IMPORTS: tuple[str, ...]
@@ -103,7 +112,7 @@ class Peer(Protocol):
         """The peer's file of a model. Raises EdgeError where it cannot be made."""
         ...
 
-    def open_engine(self, path: Path, *, variant: str, threads: int, context: int) -> Engine:
+    def open_engine(self, path: Path, *, variant: str, threads: int, context: int) -> Engine | OwnLoop:
         """Load that file."""
         ...
 
@@ -116,7 +125,7 @@ class EngineId:
     variant: str
 
     def __str__(self) -> str:
-        return f"{self.peer}:{self.variant}"
+        return f"{peer(self.peer).NAME}:{self.variant}"
 
 
 def available() -> tuple[str, ...]:
@@ -133,9 +142,20 @@ def peer(name: str) -> Peer:
     Raises:
         UsageError: there is no such peer.
     """
-    if name not in available():
+    return cast("Peer", importlib.import_module(f"edgellm.benchmarks.peers.{module_of(name)}"))
+
+
+def module_of(name: str) -> str:
+    """The module that a name means: "llama_cpp" of "llama.cpp".
+
+    Raises:
+        UsageError: none, or several.
+    """
+    stem = name.replace(".", "_").replace("-", "_")
+    found = [each for each in available() if each == stem] or [each for each in available() if each.startswith(stem)]
+    if len(found) != 1:
         raise UsageError(f"no peer is called '{name}'", where="--peers", fix=f"choose from {', '.join(available())}")
-    return cast("Peer", importlib.import_module(f"edgellm.benchmarks.peers.{name}"))
+    return found[0]
 
 
 def versions(module: Peer) -> dict[str, str]:
@@ -155,7 +175,7 @@ def versions(module: Peer) -> dict[str, str]:
 
 
 def choose(wanted: Sequence[str]) -> list[EngineId]:
-    """The rows that names such as "llama_cpp", "llama_cpp:q4_0" or "llama_cpp:*" mean, in their order, each once.
+    """The rows that names such as "llama.cpp", "llama.cpp:q4_0" or "llama.cpp:*" mean, in their order, each once.
 
     Raises:
         UsageError: no such peer or variant.
@@ -163,12 +183,13 @@ def choose(wanted: Sequence[str]) -> list[EngineId]:
     chosen: dict[EngineId, None] = {}
     for name in wanted:
         stem, _, pattern = name.partition(":")
-        variants = peer(stem).VARIANTS
+        module = module_of(stem)
+        variants = peer(module).VARIANTS
         if pattern:
             found = [each for each in variants if fnmatchcase(each, pattern)]
         else:
             found = [each for each, kind in variants.items() if kind.usual]
         if not found:
-            raise UsageError(f"{stem} has no '{pattern}'", where="--peers", fix=f"choose from {', '.join(variants)}")
-        chosen |= {EngineId(stem, each): None for each in found}
+            raise UsageError(f"{module} has no '{pattern}'", where="--peers", fix=f"choose from {', '.join(variants)}")
+        chosen |= {EngineId(module, each): None for each in found}
     return list(chosen)

@@ -31,6 +31,7 @@ from edgellm.benchmarks.peers.engine import Logits, Variant
 from edgellm.benchmarks.peers.importance import Array
 from edgellm.errors import InferenceError, ResourceError, SourceError
 
+NAME = "llama.cpp"
 PACKAGES = ("llama_cpp_python",)
 INSTALL = "CMAKE_ARGS=-DGGML_NATIVE=ON pip install --no-binary llama-cpp-python llama-cpp-python"
 IMPORTS = ("llama_cpp",)

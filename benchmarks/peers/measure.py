@@ -18,44 +18,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from edgellm._typed import build
 from edgellm._version import __version__
-from edgellm.benchmarks import stored
 from edgellm.benchmarks.machine import machine
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers import quality, quiet
-from edgellm.benchmarks.peers.child import Job
+from edgellm.benchmarks.peers.child import Done, Job
 from edgellm.benchmarks.peers.engine import EngineId
-from edgellm.benchmarks.stored import Stored
-from edgellm.bundle import cache_dir, sha256_file
-from edgellm.errors import EdgeError, RuntimeUnavailable, UsageError
+from edgellm.benchmarks.peers.lanes import describe, folder_of, label
+from edgellm.benchmarks.result import Case, Lane, Moment, Quality, Run, Sample, Settings
+from edgellm.errors import EdgeError, InferenceError
 
-SCHEMA = 3  # 2 did not count bits; 1 had less about a row, and the imports within the load
 CHILD_SECONDS = 1800.0
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is measured.
-
-    Attributes:
-        threads: thread counts, each a table of its own.
-        trials: rounds; every engine runs once in each.
-        prefill: tokens of the timed prefill.
-        depths: contexts after which decode steps are timed.
-        steps: steps timed after each.
-        positions: tokens of the text over which closeness to the source is judged.
-        seed: of the order within rounds.
-    """
-
-    threads: tuple[int, ...] = (1, 2)
-    trials: int = 5
-    prefill: int = 512
-    depths: tuple[int, ...] = (32, 1024)
-    steps: int = 64
-    positions: int = 600
-    seed: int = 0
+DEFAULT = Settings(threads=(1, 2), prompts=(512,), depths=(32, 1024), decode=64, trials=5)
 
 
 @dataclass(frozen=True)
@@ -65,8 +41,6 @@ class Prepared:
     model: str
     engine: EngineId
     path: Path
-    size: int
-    stored: Stored | None
 
 
 @dataclass(frozen=True)
@@ -80,15 +54,6 @@ class Model:
     reference: Path
 
 
-def folder_of(source: Path) -> Path:
-    """Where the peers' files of this source are kept: another content, another folder."""
-    files = sorted(source.glob("*.safetensors")) if source.is_dir() else [source]
-    if not files or not all(file.is_file() for file in files):
-        raise UsageError("no model there", where=source, fix="give a GGUF file or a folder of safetensors")
-    digest = "".join(sha256_file(file)[:12] for file in files)[:48]
-    return cache_dir() / "peers" / f"{source.stem}-{digest}"
-
-
 def open_model(name: str, source: Path, positions: int) -> Model:
     """Tokenize the text and run the source over it (once; kept in the cache)."""
     folder = folder_of(source)
@@ -96,9 +61,7 @@ def open_model(name: str, source: Path, positions: int) -> Model:
     return Model(name, source, folder, ids, quality.reference(source, ids, folder))
 
 
-def prepare(
-    model: Model, engines: Sequence[EngineId], progress: Callable[[str], None]
-) -> tuple[list[Prepared], list[dict[str, str]]]:
+def prepare(model: Model, engines: Sequence[EngineId], progress: Callable[[str], None]) -> tuple[list[Prepared], list[str]]:
     """The engines' files, and what is left out with the reason."""
     made, left_out = [], []
     for engine in engines:
@@ -108,101 +71,92 @@ def prepare(
             peers.versions(module)
             path = module.prepare(engine.variant, model.source, model.folder)
         except EdgeError as error:
-            left_out.append({"model": model.name, "engine": str(engine), "reason": str(error)})
+            left_out.append(f"{model.name}, {engine}: {error}")
             continue
-        size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
-        made.append(Prepared(model.name, engine, path, size, _stored(path)))
+        made.append(Prepared(model.name, engine, path))
     return made, left_out
 
 
-def _stored(path: Path) -> Stored | None:
-    try:
-        return stored.linears(path)
-    except RuntimeUnavailable:  # what reads the file is not needed to run it
-        return None
+def cases(settings: Settings) -> tuple[Case, ...]:
+    """What is timed after a load, in the order in which a child does it."""
+    prefills = [Case("prefill", prompt=prompt) for prompt in settings.prompts]
+    return (*prefills, *(Case("decode", depth=depth, steps=settings.decode) for depth in settings.depths))
 
 
 def measure(
     models: Sequence[Model],
     prepared: Sequence[Prepared],
-    left_out: Sequence[dict[str, str]],
+    left_out: Sequence[str],
     settings: Settings,
-    seen: quiet.Quiet,
+    seen: Moment,
     command: str,
     progress: Callable[[str], None],
-) -> dict[str, Any]:
-    """Run everything: the report, plain JSON values with every sample in it."""
-    started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
+) -> Run:
+    """Run everything: every sample, and how close each file is to its source."""
+    started, clock = dt.datetime.now(dt.UTC).isoformat(timespec="seconds"), time.perf_counter()
     by_name = {model.name: model for model in models}
-    judged = []
+    lanes: dict[str, Lane] = {}
+    paths: dict[str, Path] = {}
+    notes = list(left_out)
     for each in prepared:
         progress(f"{each.model}: closeness of {each.engine}")
         model = by_name[each.model]
-        job = Job(
-            "quality",
-            each.engine.peer,
-            each.engine.variant,
-            str(each.path),
-            max(settings.threads),
-            model.ids,
-            reference=str(model.reference),
-        )
-        judged.append({"model": each.model, "engine": str(each.engine), **run_child(job)})
-    samples = []
+        found = describe(each.engine, each.path, model.name, model.source, settings.threads)
+        close, failed = _closeness(model, max(found, key=lambda lane: lane.threads), each.path)
+        if close is None and failed is None:
+            notes.append(f"{model.name}, {each.engine}: closeness to the source, because it shows no logits")
+        lanes |= {lane.id: dataclasses.replace(lane, quality=close, failed=failed) for lane in found}
+        paths |= {lane.id: each.path for lane in found}
+    samples: list[Sample] = []
     order = random.Random(settings.seed)
-    for number in range(settings.trials):
+    for number in range(1, settings.trials + 1):
         for threads in settings.threads:
             for model in models:
-                queue = [each for each in prepared if each.model == model.name]
+                queue = [lane for lane in lanes.values() if (lane.model, lane.threads) == (model.name, threads)]
                 order.shuffle(queue)
-                for each in queue:
-                    progress(f"round {number + 1} of {settings.trials}: {each.model} {each.engine}, {threads} threads")
-                    job = Job(
-                        "speed",
-                        each.engine.peer,
-                        each.engine.variant,
-                        str(each.path),
-                        threads,
-                        model.ids,
-                        settings.prefill,
-                        settings.depths,
-                        settings.steps,
-                    )
-                    key = {"round": number, "model": each.model, "engine": str(each.engine), "threads": threads}
-                    samples.append({**key, **run_child(job)})
-    versions = {"edgellm": __version__}
-    for name in {each.engine.peer for each in prepared}:
-        versions |= peers.versions(peers.peer(name))
-    return {
-        "schema": SCHEMA,
-        "kind": "peers",
-        "command": command,
-        "started": started,
-        "machine": dataclasses.asdict(machine()),
-        "quiet": {**dataclasses.asdict(seen), "reasons": list(seen.reasons)},
-        "versions": dict(sorted(versions.items())),
-        "settings": dataclasses.asdict(settings),
-        "models": [{"name": m.name, "source": m.source.name, "folder": m.folder.name, "ids": m.ids} for m in models],
-        "engines": [
-            {
-                "model": each.model,
-                "engine": str(each.engine),
-                **dataclasses.asdict(peers.peer(each.engine.peer).VARIANTS[each.engine.variant]),
-                "size": each.size,
-                "stored": None if each.stored is None else dataclasses.asdict(each.stored),
-            }
-            for each in prepared
-        ],
-        "left_out": list(left_out),
-        "quality": judged,
-        "samples": samples,
-    }
+                for lane in queue:
+                    progress(f"round {number} of {settings.trials}: {lane.model} {label(lane)}, {threads} threads")
+                    job = Job("speed", lane, str(paths[lane.id]), tuple(model.ids), cases(settings))
+                    try:
+                        samples += _timed(job, number, time.perf_counter() - clock)
+                    except InferenceError as error:
+                        lanes[lane.id] = dataclasses.replace(lane, failed=error.what)
+    return Run(
+        started=started,
+        command=command,
+        version=__version__,
+        machine=machine(),
+        settings=settings,
+        lanes=tuple(lanes.values()),
+        samples=tuple(samples),
+        moments=(seen,),
+        notes=tuple(notes),
+    )
 
 
-def run_child(job: Job) -> dict[str, Any]:
-    """A job in a fresh process: its figures, and `others`: processors that other processes kept busy meanwhile.
+def _closeness(model: Model, lane: Lane, path: Path) -> tuple[Quality | None, str | None]:
+    """How close a file is to its source, or why that could not be measured; neither of an engine that shows no logits."""
+    try:
+        done, _ = run_child(Job("quality", lane, str(path), tuple(model.ids), reference=str(model.reference)))
+    except InferenceError as error:
+        return None, error.what
+    return done.quality, None
 
-    A child that fails gives {"error": ...}: the table says so, and the run goes on.
+
+def _timed(job: Job, number: int, at: float) -> list[Sample]:
+    """The samples of a child that starts now. Raises InferenceError."""
+    done, others = run_child(job)
+    lane = job.lane.id
+    return [
+        dataclasses.replace(each, lane=lane, round=number * each.round, at=at + each.at, others=others) for each in done.samples
+    ]
+
+
+def run_child(job: Job) -> tuple[Done, float | None]:
+    """A job in a fresh process: what came of it, and how many processors other processes kept busy meanwhile.
+
+    Raises:
+        InferenceError: it failed, or takes too long; the run goes on without it.
     """
     with tempfile.TemporaryDirectory(prefix="edgellm-peers-") as scratch:
         job_file, result = Path(scratch) / "job.json", Path(scratch) / "result.json"
@@ -211,16 +165,16 @@ def run_child(job: Job) -> dict[str, Any]:
         before, own, started = quiet.busy_seconds(), _children_seconds(), time.perf_counter()
         try:
             done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=CHILD_SECONDS)
-        except subprocess.TimeoutExpired:
-            return {"error": f"nothing after {CHILD_SECONDS:.0f} s"}
+        except subprocess.TimeoutExpired as error:
+            raise InferenceError(f"nothing after {CHILD_SECONDS:.0f} s", where=label(job.lane)) from error
         after, wall = quiet.busy_seconds(), time.perf_counter() - started
         if done.returncode != 0 or not result.is_file():
             last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
-            return {"error": last}
-        figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-    if before is not None and after is not None:
-        figures["others"] = max(0.0, (after - before - (_children_seconds() - own)) / wall)
-    return figures
+            raise InferenceError(last, where=label(job.lane))
+        found = build(Done, json.loads(result.read_text(encoding="utf-8")))
+    if before is None or after is None:
+        return found, None
+    return found, max(0.0, (after - before - (_children_seconds() - own)) / wall)
 
 
 def _children_seconds() -> float:

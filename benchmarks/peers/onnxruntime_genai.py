@@ -26,6 +26,7 @@ from edgellm.benchmarks.peers import hf_folder
 from edgellm.benchmarks.peers.engine import Logits, Variant
 from edgellm.errors import ResourceError, RuntimeUnavailable, SourceError
 
+NAME = "onnxruntime-genai"
 PACKAGES = ("onnxruntime_genai", "onnxruntime")
 INSTALL = "pip install onnxruntime-genai, and onnx_ir, torch and transformers for its builder"
 IMPORTS = ("onnxruntime_genai",)

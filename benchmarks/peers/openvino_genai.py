@@ -36,6 +36,7 @@ from edgellm.benchmarks import gguf_file
 from edgellm.benchmarks.peers.engine import Logits, Variant
 from edgellm.errors import InferenceError, ResourceError, SourceError
 
+NAME = "openvino"
 PACKAGES = ("openvino-genai", "openvino")
 INSTALL = "pip install openvino-genai, and gguf for its files"
 IMPORTS = ("openvino", "openvino_genai", "openvino_tokenizers", "openvino.passes")
@@ -169,9 +170,10 @@ class OpenVinoEngine:
         metrics = self._generate(ids, 1).perf_metrics
         return float(metrics.raw_metrics.m_times_to_first_token[0]) / 1e6
 
-    def time_steps(self, ids: Sequence[int], steps: int) -> list[float]:
+    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, list[float]]:
         metrics = self._generate(ids, steps + 1).perf_metrics
-        return [float(each) / 1e6 for each in metrics.raw_metrics.m_durations]
+        times = [float(each) / 1e6 for each in metrics.raw_metrics.m_durations]
+        return sum(times), times
 
     def generate(self, ids: Sequence[int], count: int) -> list[int]:
         """Greedy tokens of the pipeline after a prompt."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,26 +16,10 @@ from tokenizers import Tokenizer
 
 from edgellm.benchmarks import metrics
 from edgellm.benchmarks.peers.engine import Logits
+from edgellm.benchmarks.result import Quality
 
 TEXT = Path(__file__).with_name("text.txt")
 ROWS = 32  # positions whose distributions are compared at once
-
-
-@dataclass(frozen=True)
-class Quality:
-    """An engine against the source.
-
-    Attributes:
-        kl: mean KL(source || engine) in nats.
-        kl_error: its standard error over positions.
-        top1: share of positions where both find the same token likeliest.
-        divergences: KL of every position, so that two engines can be compared position by position.
-    """
-
-    kl: float
-    kl_error: float
-    top1: float
-    divergences: tuple[float, ...]
 
 
 def text_ids(source: Path) -> list[int]:
@@ -47,10 +31,14 @@ def text_ids(source: Path) -> list[int]:
     return list(tokenizer.encode(TEXT.read_text(encoding="utf-8")).ids)
 
 
-def reference(source: Path, ids: list[int], folder: Path) -> Path:
+def digest(ids: Sequence[int]) -> str:
+    """sha256 of ids (int64, little endian)."""
+    return hashlib.sha256(np.asarray(ids, "<i8").tobytes()).hexdigest()
+
+
+def reference(source: Path, ids: Sequence[int], folder: Path) -> Path:
     """The source's logits over ids, float32 [len(ids), vocab] in an .npy file; made once for these ids."""
-    name = hashlib.sha256(np.asarray(ids, np.int64).tobytes()).hexdigest()[:12]
-    path = folder / f"source-logits-{name}.npy"
+    path = folder / f"source-logits-{digest(ids)[:12]}.npy"
     if not path.is_file():
         from edgellm.converters import architectures
         from edgellm.converters.checkpoints import open_checkpoint
@@ -68,9 +56,13 @@ def reference(source: Path, ids: list[int], folder: Path) -> Path:
     return path
 
 
-def compare(source: Logits, engine: Logits) -> Quality:
-    """Compare logits [positions, vocab]; a vocabulary that an engine pads is cut to the source's."""
+def compare(source: Logits, engine: Logits, text: str = "") -> Quality:
+    """Compare logits [positions, vocab]; a vocabulary that an engine pads is cut to the source's.
+
+    Args:
+        text: sha256 of the ids that they are of, where it is kept.
+    """
     found = [metrics.compare(source[at : at + ROWS], engine[at : at + ROWS]) for at in range(0, len(source), ROWS)]
     apart = metrics.Apart(np.concatenate([each.kl for each in found]), np.concatenate([each.same for each in found]))
     gap = apart.gap()
-    return Quality(gap.kl, gap.kl_error, gap.top1, tuple(round(each, 7) for each in apart.kl.tolist()))
+    return Quality(text, gap.kl, gap.kl_error, gap.top1, tuple(round(each, 7) for each in apart.kl.tolist()))

@@ -8,53 +8,37 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from edgellm.benchmarks.result import Moment
 
 LOAD_LIMIT = 0.5  # load average over a minute, before anything of ours runs
 BUSY_LIMIT = 0.1  # processors that others keep busy
 
 
-@dataclass(frozen=True)
-class Quiet:
-    """What was seen before the run.
-
-    Attributes:
-        load: load average over one minute, or None where the system has none.
-        others: processors that other processes kept busy, or None where the system does not tell.
-        busiest: the process that took the most, as "name (pid)", or "".
-    """
-
-    load: float | None
-    others: float | None
-    busiest: str = ""
-
-    @property
-    def reasons(self) -> tuple[str, ...]:
-        """Why this machine is not quiet; empty if it is."""
-        found = []
-        if self.load is not None and self.load > LOAD_LIMIT:
-            found.append(f"load average {self.load:.2f}")
-        if self.others is not None and self.others > BUSY_LIMIT:
-            found.append(
-                f"others keep {self.others:.2f} processors busy" + (f", most of it {self.busiest}" * bool(self.busiest))
-            )
-        return tuple(found)
-
-
-def look(seconds: float = 2.0) -> Quiet:
-    """Watch the machine for a while, doing nothing."""
+def look(seconds: float = 2.0) -> Moment:
+    """Watch the machine for a while, doing nothing: the moment before a run."""
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     before, processes = busy_seconds(), _processes()
     time.sleep(seconds)
     after, now = busy_seconds(), _processes()
     if before is None or after is None:
-        return Quiet(load, None)
+        return Moment(0.0, load)
     taken = {pid: used - processes.get(pid, (name, 0.0))[1] for pid, (name, used) in now.items()}
     taken.pop(os.getpid(), None)
     pid = max(taken, key=taken.__getitem__, default=None)
     busiest = f"{now[pid][0]} ({pid})" if pid is not None and taken[pid] > 0 else ""
-    return Quiet(load, (after - before) / seconds, busiest)
+    return Moment(0.0, load, (after - before) / seconds, busiest)
+
+
+def reasons(seen: Moment) -> tuple[str, ...]:
+    """Why the machine was not quiet at a moment at which nothing of ours ran; empty if it was."""
+    found = []
+    if seen.load is not None and seen.load > LOAD_LIMIT:
+        found.append(f"load average {seen.load:.2f}")
+    if seen.others is not None and seen.others > BUSY_LIMIT:
+        found.append(f"others keep {seen.others:.2f} processors busy" + (f", most of it {seen.busiest}" * bool(seen.busiest)))
+    return tuple(found)
 
 
 def busy_seconds(stat: Path = Path("/proc/stat")) -> float | None:

@@ -1,69 +1,40 @@
-"""Markdown out of a report's JSON alone: what can be read later needs no machine."""
+"""Markdown out of a run alone: what can be read later needs no machine."""
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
 
+from edgellm.benchmarks.figures import Figure, figures
 from edgellm.benchmarks.metrics import standard_error
-from edgellm.benchmarks.peers.engine import OURS
-from edgellm.benchmarks.peers.quiet import BUSY_LIMIT
+from edgellm.benchmarks.peers import quiet
+from edgellm.benchmarks.peers.lanes import label
+from edgellm.benchmarks.peers.timing import LOAD
+from edgellm.benchmarks.result import Case, Lane, Quality, Run
+from edgellm.benchmarks.spread import Spread, spread
 
 MB = 1e6
+OURS = "edgellm"
+
+Index = Mapping[tuple[str, Case, str], Figure]
+Rounds = Mapping[int, float]
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Median, lowest and highest."""
-
-    median: float
-    low: float
-    high: float
-
-    def text(self, digits: int = 0) -> str:
-        """As `median (low-high)`."""
-        return f"{self.median:.{digits}f} ({self.low:.{digits}f}-{self.high:.{digits}f})"
-
-
-def spread(values: Sequence[float]) -> Spread | None:
-    """Of the values; None if there are none."""
-    return Spread(statistics.median(values), min(values), max(values)) if values else None
-
-
-def figures(report: Mapping[str, Any], model: str, engine: str, threads: int, measure: str) -> dict[int, float]:
-    """A measure of one row by round; rounds that failed are not there."""
-    return {
-        sample["round"]: float(sample[measure])
-        for sample in report["samples"]
-        if (sample["model"], sample["engine"], sample["threads"]) == (model, engine, threads)
-        and sample.get(measure) is not None
-    }
-
-
-def ratio(report: Mapping[str, Any], model: str, ours: str, theirs: str, threads: int, measure: str) -> Spread | None:
-    """Ours / theirs: their medians, and the lowest and highest within a round that both finished."""
-    a, b = (figures(report, model, engine, threads, measure) for engine in (ours, theirs))
-    rounds = [a[number] / b[number] for number in a.keys() & b.keys()]
-    if not rounds:
-        return None
-    return Spread(statistics.median(a.values()) / statistics.median(b.values()), min(rounds), max(rounds))
-
-
-def markdown(report: Mapping[str, Any]) -> str:
-    """The whole report as tables."""
-    lines = [*head(report, HOW), ""]
-    for model in report["models"]:
-        for threads in report["settings"]["threads"]:
-            lines += [f"## {model['name']} ({model['source']}), {_count(threads, 'thread')}", ""]
-            lines += [*_engines(report, model["name"], threads), "", *_ratios(report, model["name"], threads), ""]
-    lines += foot(report)
+def markdown(run: Run) -> str:
+    """The whole run as tables."""
+    found = index(run)
+    lines = [*head(run, HOW), ""]
+    for model, source, threads in groups(run):
+        lines += [f"## {model} ({source}), {count(threads, 'thread')}", ""]
+        some = rows(run, model, threads)
+        lines += [*_engines(found, some), "", *_ratios(found, some), ""]
+    lines += foot(run)
     return "\n".join(lines)
 
 
 HOW = (
-    "Speeds are tokens a second; decode is the median step. Weights are the bits of the linears and the "
+    "Speeds are tokens a second; decode is steps over the time that they took. Weights are the bits of the linears and the "
     "inputs that share a scale; then come the bits of embedding (tied or untied, where that matters) and head, and the "
     "type of the KV cache. "
     "Load is from files that were read before, beyond the imports. "
@@ -74,133 +45,178 @@ HOW = (
 )
 
 
-def head(report: Mapping[str, Any], how: str) -> list[str]:
+def index(run: Run) -> Index:
+    """The run's figures by lane, case and measure."""
+    return {(each.lane, each.case, each.measure): each for each in figures(run)}
+
+
+def rounds(found: Index, lane: Lane, case: Case, measure: str) -> Rounds:
+    """A figure by round; rounds that failed are not there."""
+    each = found.get((lane.id, case, measure))
+    return {} if each is None else each.by_round
+
+
+def peak(found: Index, lane: Lane) -> Rounds:
+    """The process's peak RSS by round: the most that any case left behind."""
+    most: dict[int, float] = {}
+    for each in found.values():
+        if (each.lane, each.measure) == (lane.id, "rss"):
+            most |= {number: max(value, most.get(number, 0.0)) for number, value in each.by_round.items()}
+    return most
+
+
+def cases(found: Index) -> list[Case]:
+    """What is measured in tokens a second, prefills first."""
+    there = {case for _, case, measure in found if measure == "speed" and case.kind in ("prefill", "decode")}
+    return sorted(there, key=lambda case: (case.kind != "prefill", case.prompt, case.depth, case.steps, case.state))
+
+
+def groups(run: Run) -> list[tuple[str, str, int]]:
+    """The tables: model, its source, and number of threads, in the run's order."""
+    there = dict.fromkeys((lane.model, lane.source, lane.threads) for lane in run.lanes)
+    models = list(dict.fromkeys(model for model, _, _ in there))
+    return sorted(there, key=lambda each: models.index(each[0]))
+
+
+def rows(run: Run, model: str, threads: int) -> list[Lane]:
+    """The lanes of a table."""
+    return [lane for lane in run.lanes if (lane.model, lane.threads) == (model, threads)]
+
+
+def times(ours: Rounds, theirs: Rounds) -> Spread | None:
+    """Ours / theirs: their medians, and the lowest and highest within a round that both finished; None without one."""
+    within = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys()]
+    if not within:
+        return None
+    return dataclasses.replace(spread(within), median=statistics.median(ours.values()) / statistics.median(theirs.values()))
+
+
+def head(run: Run, how: str) -> list[str]:
     """What every table begins with: command, machine, versions, how to read the figures, and what disturbed them."""
-    machine, settings = report["machine"], report["settings"]
-    features = ", ".join(machine["features"] or ()) or "features unknown"
-    memory = "" if machine["memory"] is None else f", {machine['memory'] / 2**30:.0f} GiB"
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    load = report["quiet"]["load"]
-    rounds = (
-        f"Medians over {_count(settings['trials'], 'round')}, lowest and highest in brackets; every engine in a fresh process, "
-        f"in shuffled order. {how}"
+    machine, before = run.machine, run.moments[0] if run.moments else None
+    features = ", ".join(machine.features or ()) or "features unknown"
+    memory = "" if machine.memory is None else f", {machine.memory / 2**30:.0f} GiB"
+    packages = {name: version for lane in run.lanes for name, version in lane.versions.items()} or {"edgellm": run.version}
+    versions = ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
+    load = "" if before is None or before.load is None else f"Load average at the start {before.load:.2f}."
+    where = f"{machine.cpu} ({count(machine.cores, 'core')}{memory}; {features}), {machine.system}, {machine.python}"
+    medians = (
+        f"Medians over {count(run.settings.trials, 'round')}, lowest and highest in brackets; every engine in a fresh process, "
+        "in shuffled order."
     )
     lines = [
-        f"`{report['command']}`, {report['started']}.",
+        f"`{run.command}`, {run.started}.",
         "",
-        f"{machine['cpu']} ({_count(machine['cores'], 'core')}{memory}; {features}), {machine['system']}, {machine['python']}. "
-        f"{versions}. " + ("" if load is None else f"Load average at the start {load:.2f}."),
+        f"{where}. {versions}. {load}",
         "",
-        rounds,
+        f"{medians} {how}",
     ]
-    noise = list(report["quiet"]["reasons"])
-    busy = [sample["others"] for sample in report["samples"] if sample.get("others", 0) > BUSY_LIMIT]
+    noise = [*run.doubts, *(() if before is None else quiet.reasons(before))]
+    others = {(each.lane, each.round): each.others for each in run.samples if each.round and each.others is not None}
+    busy = [each for each in others.values() if each > quiet.BUSY_LIMIT]
     if busy:
-        noise.append(f"others kept up to {max(busy):.2f} processors busy during {len(busy)} of {len(report['samples'])} runs")
+        noise.append(f"others kept up to {max(busy):.2f} processors busy during {len(busy)} of {len(others)} runs")
     if noise:
         lines += ["", f"**Not a quiet machine** ({'; '.join(noise)}): these figures are not to be quoted."]
     return lines
 
 
-def foot(report: Mapping[str, Any]) -> list[str]:
+def foot(run: Run) -> list[str]:
     """What every table ends with: what is not in it."""
     lines = []
-    if report["left_out"]:
-        lines += ["Left out:", ""]
-        lines += [f"- {each['model']}, {each['engine']}: {each['reason']}" for each in report["left_out"]]
-        lines.append("")
-    failed = [each for each in [*report["quality"], *report["samples"]] if "error" in each]
+    if run.notes:
+        lines += ["Left out:", "", *(f"- {note}" for note in run.notes), ""]
+    failed = {f"- {lane.model}, {label(lane)}: {lane.failed}" for lane in run.lanes if lane.failed is not None}
     if failed:
-        lines += ["Failed:", ""]
-        lines += sorted({f"- {each['model']}, {each['engine']}: {each['error']}" for each in failed})
-        lines.append("")
+        lines += ["Failed:", "", *sorted(failed), ""]
     return lines
 
 
-def measures(report: Mapping[str, Any]) -> dict[str, str]:
-    """What is measured in tokens a second: name in the samples to title."""
-    settings = report["settings"]
-    return {f"prefill_{settings['prefill']}": f"prefill {settings['prefill']}"} | {
-        f"decode_{depth}": f"decode after {depth}" for depth in settings["depths"]
-    }
+def _engines(found: Index, some: Sequence[Lane]) -> list[str]:
+    columns = cases(found)
+    names = ["engine", "weights", "embedding, head", "KV", "file MB", "import ms", "load ms"]
+    table = [[*names, *(case.name for case in columns), "RSS MB", "KL", "top-1"]]
+    for lane in some:
+        kv = lane.recipe.kv if lane.recipe else None
+        cells = [label(lane), _weights(lane), _ends(lane), kv or "-", f"{lane.size / MB:.0f}"]
+        measures = [(LOAD, "import"), (LOAD, "time"), *((case, "speed") for case in columns)]
+        cells += [text(rounds(found, lane, *each)) for each in measures]
+        rss = peak(found, lane)
+        cells += [f"{statistics.median(rss.values()) / MB:.0f}" if rss else "-", *closeness(lane)]
+        table.append(cells)
+    return rows_of(table)
 
 
-def _engines(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
-    columns = measures(report)
-    head = ["engine", "weights", "embedding, head", "KV", "file MB", "import ms", "load ms"]
-    rows = [[*head, *columns.values(), "RSS MB", "KL", "top-1"]]
-    for each in report["engines"]:
-        if each["model"] != model:
-            continue
-        engine = each["engine"]
-        cells = [engine, _weights(each), _ends(each), str(each.get("kv", "-")), f"{each['size'] / MB:.0f}"]
-        for measure in ("import_ms", "load_ms", *columns):
-            found = spread(list(figures(report, model, engine, threads, measure).values()))
-            cells.append("-" if found is None else found.text())
-        rss = spread(list(figures(report, model, engine, threads, "rss").values()))
-        quality = quality_of(report, model, engine)
-        cells += ["-" if rss is None else f"{rss.median / MB:.0f}"]
-        cells += (
-            ["-", "-"] if quality is None else [f"{quality['kl']:.4f} ± {quality['kl_error']:.4f}", f"{quality['top1']:.3f}"]
-        )
-        rows.append(cells)
-    return rows_of(rows)
-
-
-def _ratios(report: Mapping[str, Any], model: str, threads: int) -> list[str]:
+def _ratios(found: Index, some: Sequence[Lane]) -> list[str]:
     """Ours against every peer of the same width, with both KLs in the same row."""
-    columns = measures(report)
-    head = ["edgellm", "peer", "embedding, head"]
-    rows = [[*head, *columns.values(), "load", "RSS", "KL ours / theirs", "KL no worse"]]
-    engines = [each for each in report["engines"] if each["model"] == model]
-    ours = [each for each in engines if each["engine"].startswith(OURS)]
-    for mine in ours:
-        for theirs in engines:
-            if theirs in ours or theirs["bits"] != mine["bits"]:
+    columns = cases(found)
+    table = [["edgellm", "peer", "embedding, head", *(case.name for case in columns), "load", "RSS"]]
+    table[0] += ["KL ours / theirs", "KL no worse"]
+    for mine in (lane for lane in some if lane.engine == OURS):
+        for theirs in some:
+            if theirs.engine == OURS or _width(theirs) != _width(mine):
                 continue
-            pair = mine["engine"], theirs["engine"]
-            cells = [pair[0].removeprefix(OURS), pair[1], f"{_ends(mine)} / {_ends(theirs)}"]
-            for measure in (*columns, "load_ms", "rss"):
-                found = ratio(report, model, *pair, threads, measure)
-                cells.append("-" if found is None else found.text(2))
-            a, b = (quality_of(report, model, engine) for engine in pair)
-            cells += ["-", "-"] if a is None or b is None else [f"{a['kl']:.4f} / {b['kl']:.4f}", no_worse(a, b)]
-            rows.append(cells)
-    return rows_of(rows) if len(rows) > 1 else []
+            cells = [own_label(mine), label(theirs), f"{_ends(mine)} / {_ends(theirs)}"]
+            measures = [*((case, "speed") for case in columns), (LOAD, "time")]
+            cells += [_ratio(rounds(found, mine, *each), rounds(found, theirs, *each)) for each in measures]
+            cells.append(_ratio(peak(found, mine), peak(found, theirs)))
+            a, b = mine.quality, theirs.quality
+            cells += ["-", "-"] if a is None or b is None else [f"{a.kl:.4f} / {b.kl:.4f}", no_worse(a, b)]
+            table.append(cells)
+    return rows_of(table) if len(table) > 1 else []
 
 
-def _weights(engine: Mapping[str, Any]) -> str:
-    """Bits and block of the linears; reports of the first schema have the bits only, and none of what follows."""
-    block = engine.get("block")
-    return str(engine["bits"]) if block is None else f"{engine['bits']}, {f'block {block}' if block else 'row'}"
+def _ratio(ours: Rounds, theirs: Rounds) -> str:
+    found = times(ours, theirs)
+    return "-" if found is None else found.text(2)
 
 
-def _ends(engine: Mapping[str, Any]) -> str:
-    return f"{engine['embedding']}, {engine['head']}" if "head" in engine else "-"
+def own_label(lane: Lane) -> str:
+    """One of ours among ours: "onnx:int8"."""
+    return f"{lane.runtime}:{lane.variant}"
 
 
-def no_worse(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+def text(by_round: Rounds) -> str:
+    """The median with the lowest and the highest, or a dash."""
+    return spread(list(by_round.values())).text() if by_round else "-"
+
+
+def closeness(lane: Lane) -> list[str]:
+    """KL and top-1, or dashes."""
+    quality = lane.quality
+    return ["-", "-"] if quality is None else [f"{quality.kl:.4f} ± {quality.kl_error:.4f}", f"{quality.top1:.3f}"]
+
+
+def _width(lane: Lane) -> int | None:
+    return lane.recipe.bits if lane.recipe else None
+
+
+def _weights(lane: Lane) -> str:
+    """Bits and block of the linears; runs that were made first have the bits only, and none of what follows."""
+    if lane.recipe is None:
+        return "-"
+    block = lane.recipe.block
+    return str(lane.recipe.bits) if block is None else f"{lane.recipe.bits}, {f'block {block}' if block else 'row'}"
+
+
+def _ends(lane: Lane) -> str:
+    return "-" if lane.recipe is None or lane.recipe.head is None else f"{lane.recipe.embedding}, {lane.recipe.head}"
+
+
+def no_worse(ours: Quality, theirs: Quality) -> str:
     """Is our KL no higher? A difference below two standard errors, taken over the same positions, is a tie."""
-    differences = [a - b for a, b in zip(ours["divergences"], theirs["divergences"], strict=True)]
+    differences = [a - b for a, b in zip(ours.divergences, theirs.divergences, strict=True)]
     if abs(statistics.fmean(differences)) < 2 * standard_error(differences):
         return "tie"
     return "yes" if statistics.fmean(differences) <= 0 else "no"
 
 
-def quality_of(report: Mapping[str, Any], model: str, engine: str) -> Mapping[str, Any] | None:
-    """How close a row is to the source; None where that is not known."""
-    for each in report["quality"]:
-        if (each["model"], each["engine"]) == (model, engine) and "kl" in each:
-            found: Mapping[str, Any] = each
-            return found
-    return None
-
-
-def rows_of(rows: Sequence[Sequence[str]]) -> list[str]:
+def rows_of(table: Sequence[Sequence[str]]) -> list[str]:
     """Markdown of a table; the first row is its head."""
-    head, *body = ("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
-    return [head, "|" + " --- |" * len(rows[0]), *body]
+    first, *body = ("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in table)
+    return [first, "|" + " --- |" * len(table[0]), *body]
 
 
-def _count(number: int, thing: str) -> str:
+def count(number: int, thing: str) -> str:
+    """As "1 round", "2 rounds"."""
     return f"{number} {thing}{'' if number == 1 else 's'}"

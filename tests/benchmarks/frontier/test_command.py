@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
+from edgellm.benchmarks import result
 from edgellm.benchmarks.frontier.__main__ import main
-from tests.frontier_report import made
+from edgellm.benchmarks.peers.lanes import label
+from tests.frontier_run import made
 from tests.gguf_files import write_model
 from tests.peers import command_line
 
@@ -30,7 +30,7 @@ LLAMA_CPP = ("q4_0", "q4_0-imatrix", "q5_0", "q8_0")
         (["--depths", "32", "-1"], "-1 is too small"),
         (["--peers", "llama_cpp:q9*"], "llama_cpp has no 'q9*'"),
         (["--from-json", "missing.json"], "missing.json: cannot be read"),
-        (["--from-json", "other.json"], "other.json: no report of a comparison; give the file that --json wrote"),
+        (["--from-json", "other.json"], "other.json: no benchmark run; give a file that"),
         (["--from-json", "broken.json"], "broken.json: cannot be read"),
         (
             ["--models", "quantized.gguf", "--noisy"],
@@ -54,16 +54,16 @@ def test_what_makes_no_sense_is_one_line(
 
 
 def test_drawing_again_needs_the_json_alone_and_gives_the_same_bytes(tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text(json.dumps(made()), encoding="utf-8")
-    stamp = (tmp_path / "report.json").read_bytes()
+    result.write(made(), tmp_path / "run.json")
+    stamp = (tmp_path / "run.json").read_bytes()
     for name in ("one", "two"):
         files = ("--markdown", tmp_path / f"{name}.md", "--plot", tmp_path / f"{name}.svg")
-        done = command_line("--from-json", tmp_path / "report.json", *files, cache=tmp_path / "nothing", module="frontier")
+        done = command_line("--from-json", tmp_path / "run.json", *files, cache=tmp_path / "nothing", module="frontier")
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "one.md").read_bytes() == (tmp_path / "two.md").read_bytes()
     assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
     assert (tmp_path / "one.md").read_text(encoding="utf-8") in done.stdout
-    assert (tmp_path / "report.json").read_bytes() == stamp
+    assert (tmp_path / "run.json").read_bytes() == stamp
 
 
 @pytest.mark.slow
@@ -79,16 +79,16 @@ def test_a_whole_run(models: Callable[[str], Path], tmp_path: Path) -> None:
         "--models", f"{source}-permuted", "--peers", *wanted, *sizes, *files, "--noisy", cache=cache, module="frontier"
     )
     assert done.returncode == 0, done.stderr
-    report: dict[str, Any] = json.loads((tmp_path / "it.json").read_text(encoding="utf-8"))
-    assert report["command"].startswith("python -m edgellm.benchmarks.frontier --models")
-    bits = {each["engine"]: each["stored"]["bits_half"] for each in report["engines"]}
-    assert bits["llama_cpp:q4_0"] == bits["edgellm_tflite:int4-b32-rtn"] == 4.5
-    assert (bits["llama_cpp:q5_0"], bits["llama_cpp:q8_0"]) == (5.5, 8.5)
-    assert bits["edgellm_onnx:int4-b32-imatrix"] == bits["edgellm_onnx:int4-b32-rtn"] == 4.625
-    kl = {each["engine"].partition(":")[2]: each["kl"] for each in report["quality"] if "llama_cpp" in each["engine"]}
-    assert sorted(kl, key=kl.__getitem__) == ["q8_0", "q5_0", "q4_0-imatrix", "q4_0"]
-    calibrated, rounded = (each["kl"] for each in report["quality"] if each["engine"] in ours[:2])
-    assert calibrated < 0.8 * rounded
+    run = result.read(tmp_path / "it.json")
+    assert run.command.startswith("python -m edgellm.benchmarks.frontier --models")
+    halves = {label(lane): lane.recipe and lane.recipe.bits_half for lane in run.lanes}
+    assert halves["llama.cpp:q4_0"] == halves["edgellm-tflite:int4-b32-rtn"] == 4.5
+    assert (halves["llama.cpp:q5_0"], halves["llama.cpp:q8_0"]) == (5.5, 8.5)
+    assert halves["edgellm-onnx:int4-b32-imatrix"] == halves["edgellm-onnx:int4-b32-rtn"] == 4.625
+    kl = {label(lane): lane.quality.kl for lane in run.lanes if lane.quality}
+    theirs = [name for name in kl if name.startswith("llama.cpp")]
+    assert sorted(theirs, key=kl.__getitem__) == [f"llama.cpp:{name}" for name in ("q8_0", "q5_0", "q4_0-imatrix", "q4_0")]
+    assert kl["edgellm-onnx:int4-b32-imatrix"] < 0.8 * kl["edgellm-onnx:int4-b32-rtn"]
     text = (tmp_path / "it.md").read_text(encoding="utf-8")
     assert "Failed:" not in text
     assert "Left out:" not in text

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edgellm.benchmarks.frontier.points import Point, fastest_as_close, frontier, points, speed_at
+from edgellm.benchmarks.peers import table
+from edgellm.benchmarks.result import Quality, Run
+from tests.frontier_run import SHORT, decoded, judged, lane, made
 
 
 def point(name: str, kl: float, speed: float, divergences: tuple[float, ...] = ()) -> Point:
-    return Point(name, kl, speed, {"divergences": divergences or (kl, kl, kl)})
+    return Point(lane(f"llama.cpp:{name}"), Quality("", kl, 0.01, 0.9, divergences or (kl, kl, kl)), speed)
 
 
 CLOSE, MIDDLE, FAST = point("q8_0", 0.005, 40), point("q5_0", 0.05, 80), point("q4_0", 0.3, 120)
@@ -78,30 +81,29 @@ def test_a_difference_within_its_error_is_a_tie() -> None:
 
 
 def test_points_are_the_medians_of_files_whose_quality_and_speed_are_known() -> None:
-    def sample(engine: str, number: int, speed: float, threads: int = 1, model: str = "tiny") -> dict[str, Any]:
-        return {"round": number, "model": model, "engine": engine, "threads": threads, "decode_32": speed}
-
-    names = ("a", "b", "unjudged", "unmeasured", "copy")
-    report = {
-        "engines": [{"model": "tiny", "engine": each} for each in names] + [{"model": "other", "engine": "a"}],
-        "quality": [
-            {"model": "tiny", "engine": "a", "kl": 0.1, "divergences": [0.1]},
-            {"model": "tiny", "engine": "b", "kl": 0.2, "divergences": [0.2]},
-            {"model": "tiny", "engine": "unjudged", "error": "it fell over"},
-            {"model": "tiny", "engine": "unmeasured", "kl": 0.3, "divergences": [0.3]},
-            {"model": "tiny", "engine": "copy", "kl": -1e-17, "divergences": [0.0]},
-            {"model": "other", "engine": "a", "kl": 0.7, "divergences": [0.7]},
-        ],
-        "samples": [
-            *(sample("a", number, speed) for number, speed in enumerate((10.0, 90.0, 20.0))),
-            sample("a", 0, 500.0, threads=2),
-            sample("a", 0, 600.0, model="other"),
-            sample("b", 0, 30.0),
-            sample("unjudged", 0, 40.0),
-            {"round": 0, "model": "tiny", "engine": "unmeasured", "threads": 1, "error": "no room"},
-            sample("copy", 0, 50.0),
-        ],
-    }
-    found = points(report, "tiny", 1, "decode_32")
-    assert [(each.engine, each.kl, each.speed) for each in found] == [("a", 0.1, 20), ("b", 0.2, 30), ("copy", 1e-9, 50)]
-    assert speed_at(1e-5, frontier(found)) == 50  # a KL of 0 has a place on a logarithmic axis
+    a, b, unjudged, unmeasured, copy = (lane(f"llama.cpp:{name}") for name in ("a", "b", "unjudged", "unmeasured", "copy"))
+    two, other = lane("llama.cpp:a", threads=2), lane("llama.cpp:a", model="other")
+    lanes = (
+        replace(a, quality=judged(0.1)),
+        replace(b, quality=judged(0.2)),
+        unjudged,
+        replace(unmeasured, quality=judged(0.3), failed="no room"),
+        replace(copy, quality=judged(-1e-17)),
+        replace(two, quality=judged(0.1)),
+        replace(other, quality=judged(0.7)),
+    )
+    samples = (
+        *(decoded(a, SHORT, number, speed) for number, speed in enumerate((10.0, 90.0, 20.0), start=1)),
+        decoded(a, SHORT, 0, 1000.0),  # the warm-up
+        decoded(two, SHORT, 1, 500.0),
+        decoded(other, SHORT, 1, 600.0),
+        decoded(b, SHORT, 1, 30.0),
+        decoded(unjudged, SHORT, 1, 40.0),
+        decoded(copy, SHORT, 1, 50.0),
+    )
+    run: Run = replace(made(), lanes=lanes, samples=samples)
+    found = points(table.index(run), table.rows(run, "tiny", 1), SHORT)
+    assert [(each.lane.variant, each.kl, pytest.approx(each.speed)) for each in found] == [
+        ("a", 0.1, 20), ("b", 0.2, 30), ("copy", 1e-9, 50),
+    ]  # fmt: skip
+    assert speed_at(1e-5, frontier(found)) == pytest.approx(50)  # a KL of 0 has a place on a logarithmic axis

@@ -1,20 +1,22 @@
-"""The tables and the picture of quality against speed, out of a report made by hand."""
+"""The tables and the picture of quality against speed, out of a run made by hand."""
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from edgellm.benchmarks.frontier import plot, table
+from edgellm.benchmarks.peers.lanes import label
+from edgellm.benchmarks.result import Moment, Run
 from edgellm.errors import ResourceError, RuntimeUnavailable, UsageError
-from tests.frontier_report import BEST, CLOSER, FINE, OURS, TIED, made
+from tests.frontier_run import BEST, CLOSER, FINE, OURS, TIED, judged, made
 
 
 @pytest.fixture
-def report() -> dict[str, Any]:
+def run() -> Run:
     return made()
 
 
@@ -24,64 +26,79 @@ def rows(text: str, threads: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in part.splitlines() if line.startswith("| ")]
 
 
-def test_files_by_closeness_with_their_bits_and_the_frontier_in_bold(report: dict[str, Any]) -> None:
-    files = [row for row in rows(table.markdown(report), "1 thread") if ":" in row[0] and len(row) == 8]
+def test_files_by_closeness_with_their_bits_and_the_frontier_in_bold(run: Run) -> None:
+    files = [row for row in rows(table.markdown(run), "1 thread") if ":" in row[0] and len(row) == 8]
     assert [row[0] for row in files] == [CLOSER, FINE, OURS, TIED, BEST]
     by_name = {row[0]: row[1:] for row in files}
     assert by_name[OURS][:4] == ["5.12 (4.62)", "3", "0.1000 ± 0.0100", "0.900"]
     assert by_name[OURS][4:] == ["1000 (900-1100)", "150 (140-160)", "70 (60-80)"]
     assert by_name[BEST][0] == "4.50"
-    assert by_name[CLOSER][0] == "-"  # a report of before, or a file that cannot be read
+    assert by_name[CLOSER][0] == "-"  # a run of before, or a file that cannot be read
     assert by_name[BEST][5:] == ["**110 (100-120)**", "50 (40-60)"]  # the fastest after 32; after 1024 closer ones are faster
     assert by_name[TIED][5:] == ["**100 (90-110)**", "**60 (50-70)**"]
     assert by_name[FINE][5] == "40 (30-50)"  # as CLOSER is faster
 
 
-def test_ours_beside_the_best_file_that_is_as_close(report: dict[str, Any]) -> None:
+def test_ours_beside_the_best_file_that_is_as_close(run: Run) -> None:
     """TIED has a KL of .102 beside our .100, in noise; on the frontier our KL lies between CLOSER and TIED."""
-    found = {row[1]: row for row in rows(table.markdown(report), "1 thread") if row[0] == "onnx:int4"}
+    found = {row[1]: row for row in rows(table.markdown(run), "1 thread") if row[0] == "onnx:int4"}
     assert found["32"][2:5] == ["q4_k_m-imatrix", "0.1000 / 0.1020", "1.50 (1.45-1.56)"]
     assert 1.50 < float(found["32"][5]) < 1.55
     assert found["1024"][4] == "1.17 (1.14-1.20)"
 
 
-def test_where_no_file_is_as_close(report: dict[str, Any]) -> None:
-    for each in report["quality"]:
-        if each["engine"] == OURS:
-            each |= {"kl": 0.001, "divergences": [0.001] * 4}
-    found = [row for row in rows(table.markdown(report), "1 thread") if row[0] == "onnx:int4"]
+def closer(run: Run, kl: float) -> Run:
+    """The run, with ours as close as that."""
+    lanes = (replace(each, quality=judged(*4 * [kl])) if label(each) == OURS else each for each in run.lanes)
+    return replace(run, lanes=tuple(lanes))
+
+
+def test_where_no_file_is_as_close(run: Run) -> None:
+    text = table.markdown(closer(run, 0.001))
+    found = [row for row in rows(text, "1 thread") if row[0] == "onnx:int4"]
     assert [row[2:] for row in found] == 2 * [["none is as close", "0.0010 / 0.0100", "-", "-"]]
 
 
-def test_without_ours_or_theirs_there_are_no_ratios(report: dict[str, Any]) -> None:
-    for prefix in ("edgellm", "llama_cpp"):
-        some = {**report, "engines": [each for each in report["engines"] if not each["engine"].startswith(prefix)]}
+def test_the_lead_table_has_both_ratios_of_every_case_beside_the_aim(run: Run) -> None:
+    """Speeds after 32 tokens are 150 beside 100, twice that at two threads; after 1024 they are 70 beside 60."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.lead(run).splitlines() if line]
+    assert lines[0] == ["edgellm", "KL", "after 32, 1 / 2 threads", "after 1024, 1 / 2 threads", "1.3 times reached"]
+    (row,) = lines[2:]
+    assert row[:2] == ["onnx:int4", "0.1000 ± 0.0100"]
+    between = {line[1]: line[5] for line in rows(table.markdown(run), "1 thread") if line[0] == "onnx:int4"}
+    assert row[2] == f"1.50 / 1.50 ({between['32']} / {between['32']})"
+    assert row[3].startswith(f"1.17 / 1.17 ({between['1024']} / ")
+    assert row[4] == "2 of 4"
+    assert table.lead(closer(run, 0.001)).splitlines()[2].endswith("| - / - (- / -) | no file of llama.cpp's is as close |")
+
+
+def test_without_ours_or_theirs_there_are_no_ratios(run: Run) -> None:
+    for engine in ("edgellm", "llama.cpp"):
+        some = replace(run, lanes=tuple(each for each in run.lanes if each.engine != engine))
         text = table.markdown(some)
         assert "best file as close" not in text
         assert "| file | bits |" in text
 
 
-def test_a_busy_machine_and_what_is_left_out_are_said(report: dict[str, Any]) -> None:
-    report["quiet"]["reasons"] = ["load average 2.00"]
-    text = table.markdown(report)
+def test_a_busy_machine_and_what_is_left_out_are_said(run: Run) -> None:
+    text = table.markdown(replace(run, moments=(Moment(0.0, 2.0, 0.0),)))
     assert "**Not a quiet machine** (load average 2.00)" in text
-    assert "- tiny, llama_cpp:q6_k: it broke" in text
+    assert "- tiny, llama.cpp:q6_k: it broke" in text
     assert "`python -m edgellm.benchmarks.frontier --trials 3`" in text
 
 
 @pytest.mark.parametrize("kind", ["svg", "png"])
-def test_the_same_report_gives_the_same_picture(kind: str, report: dict[str, Any], tmp_path: Path) -> None:
+def test_the_same_run_gives_the_same_picture(kind: str, run: Run, tmp_path: Path) -> None:
     for name in ("one", "two"):
-        plot.draw(report, tmp_path / f"{name}.{kind}")
+        plot.draw(run, tmp_path / f"{name}.{kind}")
     first = (tmp_path / f"one.{kind}").read_bytes()
     assert first == (tmp_path / f"two.{kind}").read_bytes()
-    faster = [each | {"decode_32": 2 * each["decode_32"]} if each["engine"] == OURS else each for each in report["samples"]]
-    plot.draw({**report, "samples": faster}, tmp_path / f"other.{kind}")
+    plot.draw(closer(run, 0.09), tmp_path / f"other.{kind}")
     assert first != (tmp_path / f"other.{kind}").read_bytes()
 
 
-def test_the_picture_names_files_and_cases_and_no_date(report: dict[str, Any], tmp_path: Path) -> None:
-    plot.draw(report, tmp_path / "it.svg")
+def test_the_picture_names_files_and_cases_and_no_date(run: Run, tmp_path: Path) -> None:
+    plot.draw(run, tmp_path / "it.svg")
     text = (tmp_path / "it.svg").read_text(encoding="utf-8")
     for part in (
         "tiny, 1 thread, after 32 tokens",
@@ -96,11 +113,11 @@ def test_the_picture_names_files_and_cases_and_no_date(report: dict[str, Any], t
     assert len(text) < 100_000
 
 
-def test_pictures_that_cannot_be_drawn(report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_that_cannot_be_drawn(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=r"unknown kind of picture; choose one of \.svg, \.png"):
-        plot.draw(report, tmp_path / "it.pdf")
+        plot.draw(run, tmp_path / "it.pdf")
     with pytest.raises(ResourceError, match="choose another file"):
-        plot.draw(report, tmp_path / "nowhere" / "it.svg")
+        plot.draw(run, tmp_path / "nowhere" / "it.svg")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(RuntimeUnavailable, match="pip install matplotlib"):
         plot.check(tmp_path / "it.svg")

@@ -13,9 +13,30 @@ from edgellm.errors import RuntimeUnavailable, UsageError
 
 
 def test_peers_are_found_by_their_files() -> None:
-    assert peers.available() == ("edgellm_onnx", "edgellm_tflite", "llama_cpp", "onnxruntime_genai", "openvino_genai")
+    theirs = ("litert_lm", "llama_cpp", "onnxruntime_genai", "openvino_genai")
+    assert peers.available() == ("edgellm_onnx", "edgellm_tflite", *theirs)
     chosen = peers.choose(["llama_cpp:q8_0", "llama_cpp"])
     assert chosen == [EngineId("llama_cpp", name) for name in ("q8_0", "q4_0", "q4_0-noflash")]
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("llama.cpp", "llama_cpp"),
+        ("llama_cpp", "llama_cpp"),
+        ("onnxruntime-genai", "onnxruntime_genai"),
+        ("openvino", "openvino_genai"),
+        ("litert-lm", "litert_lm"),
+        ("edgellm-onnx", "edgellm_onnx"),
+    ],
+)
+def test_names_as_users_write_them_mean_modules_by_one_rule(name: str, module: str) -> None:
+    assert peers.module_of(name) == module
+
+
+def test_what_tables_call_a_peer_is_a_name_of_it() -> None:
+    for module in peers.available():
+        assert peers.module_of(peers.peer(module).NAME) == module
 
 
 def test_a_pattern_means_all_variants_that_it_matches() -> None:
@@ -30,7 +51,13 @@ def test_a_pattern_means_all_variants_that_it_matches() -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("tea", "no peer is called 'tea'"), ("llama_cpp:q9", "has no 'q9'"), ("llama_cpp:z*", r"has no 'z\*'")],
+    [
+        ("tea", "no peer is called 'tea'"),
+        ("edgellm", "no peer is called 'edgellm'"),
+        ("", "no peer is called ''"),
+        ("llama_cpp:q9", "has no 'q9'"),
+        ("llama_cpp:z*", r"has no 'z\*'"),
+    ],
 )
 def test_unknown_peers_are_errors(name: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):

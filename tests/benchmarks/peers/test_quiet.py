@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from edgellm.benchmarks.peers import quiet
+from edgellm.benchmarks.result import Moment
 
 
 def test_busy_seconds_count_stolen_time_and_no_idling(tmp_path: Path) -> None:
@@ -17,9 +18,9 @@ def test_busy_seconds_count_stolen_time_and_no_idling(tmp_path: Path) -> None:
 
 
 def test_what_is_not_quiet() -> None:
-    assert quiet.Quiet(load=0.1, others=0.02).reasons == ()
-    assert quiet.Quiet(load=None, others=None).reasons == ()
-    assert quiet.Quiet(load=0.9, others=0.9, busiest="make (12)").reasons == (
+    assert quiet.reasons(Moment(0.0, load=0.1, others=0.02)) == ()
+    assert quiet.reasons(Moment(0.0)) == ()
+    assert quiet.reasons(Moment(0.0, load=0.9, others=0.9, busiest="make (12)")) == (
         "load average 0.90",
         "others keep 0.90 processors busy, most of it make (12)",
     )

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import transformers
 
+from edgellm.benchmarks import result
 from edgellm.benchmarks.peers import quality
 from edgellm.benchmarks.peers.child import Job
+from edgellm.benchmarks.peers.lanes import label
 from edgellm.benchmarks.peers.measure import run_child
+from edgellm.benchmarks.result import Case, Run
+from edgellm.bundle import sha256_file
+from edgellm.errors import InferenceError
+from tests.frontier_run import lane
 from tests.peers import command_line
 
-OURS, OURS8, THEIRS = "edgellm_onnx:int4-b32", "edgellm_onnx:int8", "llama_cpp:q4_0"
+OURS, OURS8, THEIRS = "edgellm-onnx:int4-b32", "edgellm-onnx:int8", "llama.cpp:q4_0"
+LOAD, PREFILL = Case("load"), Case("prefill", prompt=40)
+SHORT, LONG = Case("decode", depth=8, steps=4), Case("decode", depth=20, steps=4)
 
 
 @contextmanager
@@ -45,77 +52,103 @@ def test_a_busy_machine_is_refused(tiny_source: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def run(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+def made(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Run, Path]:
     """A whole run on the tiny model, and the folder that it wrote into."""
     folder = tmp_path_factory.mktemp("run")
-    wanted = ("edgellm_onnx:int4-b32", "edgellm_onnx:int8", "llama_cpp:q4_0")
+    wanted = ("edgellm_onnx:int4-b32", "edgellm-onnx:int8", "llama.cpp:q4_0")
     sizes = ("--threads", 1, 2, "--trials", 2, "--prefill", 40, "--depths", 8, 20, "--steps", 4, "--positions", 50)
     files = ("--json", folder / "out.json", "--markdown", folder / "out.md")
     done = command_line("--models", tiny_source, "--peers", *wanted, *sizes, *files, "--noisy", cache=folder)
     assert done.returncode == 0, done.stderr
     assert (folder / "out.md").read_text(encoding="utf-8") in done.stdout
-    return json.loads((folder / "out.json").read_text(encoding="utf-8")), folder
+    return result.read(folder / "out.json"), folder
 
 
-def test_every_engine_runs_in_every_round(run: tuple[dict[str, Any], Path]) -> None:
-    report, _ = run
-    assert report["schema"] == 3
-    assert report["command"].endswith("--noisy")
-    rounds = [(each["round"], each["threads"]) for each in report["samples"]]
-    assert rounds == [(0, 1), (0, 1), (0, 2), (0, 2), (1, 1), (1, 1), (1, 2), (1, 2)]
-    assert {(each["round"], each["threads"], each["engine"]) for each in report["samples"]} == {
-        (number, threads, engine) for number in (0, 1) for threads in (1, 2) for engine in (OURS, OURS8)
-    }
-    for each in report["samples"]:
-        assert all(each[measure] > 0 for measure in ("import_ms", "load_ms", "prefill_40", "decode_8", "decode_20", "rss")), (
-            each
-        )
+def test_every_engine_runs_in_every_round(made: tuple[Run, Path]) -> None:
+    run, _ = made
+    assert run.command.endswith("--noisy")
+    assert [(label(each), each.threads) for each in run.lanes] == [(OURS, 1), (OURS, 2), (OURS8, 1), (OURS8, 2)]
+    loads = [each for each in run.samples if each.case == LOAD]
+    threads = {each.id: each.threads for each in run.lanes}
+    assert [(each.round, threads[each.lane]) for each in loads] == [
+        (1, 1),
+        (1, 1),
+        (1, 2),
+        (1, 2),
+        (2, 1),
+        (2, 1),
+        (2, 2),
+        (2, 2),
+    ]
+    assert all(each.parts["import"] > 0 for each in loads)
+    assert [each.at for each in run.samples] == sorted(each.at for each in run.samples)
+    for each in run.lanes:
+        for number in (1, 2):
+            some = [sample for sample in run.samples if (sample.lane, sample.round) == (each.id, number)]
+            assert [sample.case for sample in some] == [LOAD, PREFILL, PREFILL, SHORT, LONG]
+            assert [len(sample.steps) for sample in some] == [0, 0, 0, 4, 4]
+            assert all(sample.rss and sample.others is not None and sample.cpu is not None for sample in some)
+        warmups = [sample.case for sample in run.samples if (sample.lane, sample.round) == (each.id, 0)]
+        assert warmups == 2 * [PREFILL], "the prefill that allocates is shown, and counts in nothing"
 
 
-def test_what_cannot_run_is_left_out_and_said(run: tuple[dict[str, Any], Path]) -> None:
-    report, folder = run
-    (left,) = report["left_out"]
-    assert left["engine"] == THEIRS
-    assert "not installed" in left["reason"] or "not a GGUF file" in left["reason"]
-    assert left["reason"] in (folder / "out.md").read_text(encoding="utf-8")
+def test_a_lane_says_what_it_is(made: tuple[Run, Path], tiny_source: Path) -> None:
+    run, folder = made
+    found = next(each for each in run.lanes if label(each) == OURS)
+    (bundle,) = folder.rglob("edgellm-onnx-int4-b32.*")
+    assert found.digest == sha256_file(bundle / "edgellm.json")
+    assert found.size == sum(file.stat().st_size for file in bundle.rglob("*"))
+    assert (found.engine, found.runtime, found.model, found.source) == ("edgellm", "onnx", tiny_source.stem, tiny_source.name)
+    assert found.recipe
+    assert (found.recipe.bits, found.recipe.block) == (4, 32)
+    assert found.bits
+    assert 4.5 < found.bits < 5.5
+    assert found.versions.keys() == {"edgellm", "onnxruntime", "numpy"}
+    assert run.moments[0].load is not None
 
 
-def test_closeness_is_to_the_source_itself(run: tuple[dict[str, Any], Path], tiny_source: Path) -> None:
-    report, folder = run
+def test_what_cannot_run_is_left_out_and_said(made: tuple[Run, Path]) -> None:
+    run, folder = made
+    (note,) = run.notes
+    assert THEIRS in note
+    assert "not installed" in note or "not a GGUF file" in note
+    assert f"- {note}" in (folder / "out.md").read_text(encoding="utf-8")
+
+
+def test_closeness_is_to_the_source_itself(made: tuple[Run, Path], tiny_source: Path) -> None:
+    run, folder = made
     (found,) = folder.rglob("source-logits-*.npy")
     model = transformers.LlamaForCausalLM.from_pretrained(tiny_source, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_source)
     ids = tokenizer(quality.TEXT.read_text(encoding="utf-8"))["input_ids"][:50]
-    assert report["models"][0]["ids"] == ids
     with torch.no_grad():
         expected = model(torch.tensor([ids])).logits[0].numpy()
     np.testing.assert_allclose(np.load(found), expected, atol=1e-4)
-    kl = {each["engine"]: each["kl"] for each in report["quality"]}
+    assert {each.quality and each.quality.text for each in run.lanes} == {hashlib.sha256(np.array(ids, "<i8")).hexdigest()}
+    kl = {label(each): each.quality.kl for each in run.lanes if each.quality}
     assert 0 < kl[OURS8] < kl[OURS] < 0.5
     assert "Failed:" not in (folder / "out.md").read_text(encoding="utf-8")
 
 
-def test_tables_are_drawn_from_the_json_alone(run: tuple[dict[str, Any], Path]) -> None:
-    _, folder = run
+def test_tables_are_drawn_from_the_json_alone(made: tuple[Run, Path]) -> None:
+    _, folder = made
     done = command_line("--from-json", folder / "out.json", cache=folder / "nothing")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == (folder / "out.md").read_text(encoding="utf-8").strip()
 
 
-def test_a_childs_memory_is_its_own(run: tuple[dict[str, Any], Path]) -> None:
+def test_a_childs_memory_is_its_own(made: tuple[Run, Path]) -> None:
     """getrusage would count this process at the time of the fork."""
-    report, folder = run
+    _, folder = made
     ballast = np.ones(100_000_000, np.float64)
     (bundle,) = folder.rglob("edgellm-onnx-int8.*")
-    job = Job("speed", "edgellm_onnx", "int8", str(bundle), 1, report["models"][0]["ids"], prefill=8, depths=(4,), steps=2)
-    assert run_child(job)["rss"] < ballast.nbytes / 2
+    done, _ = run_child(Job("speed", lane(OURS8), str(bundle), (5, 6), (SHORT,)))
+    assert max(each.rss or 0 for each in done.samples) < ballast.nbytes / 2
 
 
 def test_a_child_that_fails_says_why(tmp_path: Path) -> None:
-    job = Job("speed", "edgellm_onnx", "int8", str(tmp_path / "nothing"), 1, [5, 6], prefill=4, depths=(2,), steps=1)
-    found = run_child(job)
-    assert list(found) == ["error"]
-    assert "BundleError" in found["error"]
+    with pytest.raises(InferenceError, match="BundleError"):
+        run_child(Job("speed", lane(OURS8), str(tmp_path / "nothing"), (5, 6), (SHORT,)))
 
 
 def test_only_a_gguf_is_permuted(tiny_source: Path, tmp_path: Path) -> None:
@@ -132,10 +165,10 @@ def test_a_permuted_model_is_a_model_of_the_table(models: Callable[[str], Path],
     source = models("smollm2")
     done = command_line("--models", source, f"{source}-permuted", *arguments, cache=tmp_path)
     assert done.returncode == 0, done.stderr
-    report = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    plain, moved = (each["name"] for each in report["models"])
+    run = result.read(tmp_path / "out.json")
+    plain, moved = dict.fromkeys(each.model for each in run.lanes)
     assert moved == f"{plain}-permuted"
-    kl = {(each["model"], each["engine"]): each["kl"] for each in report["quality"]}
-    assert 0 < kl[moved, "llama_cpp:q8_0"] < 0.02  # both are the same function, so 8 bit is close in either order
-    engines = {each["engine"] for each in report["engines"]}
-    assert all(abs(np.log(kl[moved, each] / kl[plain, each])) > 1e-4 for each in engines), kl
+    kl = {(each.model, label(each)): each.quality.kl for each in run.lanes if each.quality}
+    assert 0 < kl[moved, "llama.cpp:q8_0"] < 0.02  # both are the same function, so 8 bit is close in either order
+    names = {label(each) for each in run.lanes}
+    assert all(abs(np.log(kl[moved, each] / kl[plain, each])) > 1e-4 for each in names), kl

@@ -2,73 +2,79 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 
+from edgellm.benchmarks.machine import Machine
 from edgellm.benchmarks.peers import table
+from edgellm.benchmarks.peers.lanes import label
+from edgellm.benchmarks.result import Case, Lane, Moment, Quality, Recipe, Run, Sample, Settings
+from tests.frontier_run import decoded, lane
 
-OURS, OURS8, THEIRS, THEIRS8 = "edgellm_onnx:int4-b32", "edgellm_onnx:int8", "llama_cpp:q4_0", "llama_cpp:q8_0"
+OURS, OURS8, THEIRS, THEIRS8 = "edgellm-onnx:int4-b32", "edgellm-onnx:int8", "llama.cpp:q4_0", "llama.cpp:q8_0"
+LOAD, PREFILL, DECODE = Case("load"), Case("prefill", prompt=512), Case("decode", depth=32, steps=8)
+RECIPES = {
+    OURS: Recipe(4, 32, "8", 8, "f16"),
+    OURS8: Recipe(8, 32, "8", 8, "f16"),
+    THEIRS: Recipe(4, 32, "8", 4, "f16"),
+    THEIRS8: Recipe(8, 0, "8", 8, "f16"),
+}
+KL = {OURS: 0.30, OURS8: 0.004, THEIRS: 0.31, THEIRS8: 0.003}
+DIVERGENCES = {  # the 4-bit pair differs by little but steadily, the 8-bit pair by as much as its own noise
+    OURS: (0.1, 0.3, 0.5),
+    THEIRS: (0.11, 0.309, 0.511),
+    OURS8: (0.001, 0.007, 0.004),
+    THEIRS8: (0.004, 0.002, 0.003),
+}
+SPEEDS = {  # of which the second failed for the 8-bit peer; the ratio of medians is not the median of ratios
+    OURS: (100.0, 120.0, 110.0),
+    THEIRS: (50.0, 100.0, 110.0),
+    OURS8: (30.0, 30.0, 30.0),
+    THEIRS8: (60.0, None, 40.0),
+}
 
 
-def sample(engine: str, number: int, decode: float, threads: int = 1, **more: float) -> dict[str, Any]:
-    values = {
-        "import_ms": 50.0,
-        "load_ms": 100.0,
-        "prefill_512": 10 * decode,
-        "decode_32": decode,
-        "rss": 5_000_000,
-        "others": 0.01,
-    }
-    return {"round": number, "model": "tiny", "engine": engine, "threads": threads, **values, **more}
-
-
-def spread_out(engine: str) -> list[float]:
-    """Per position: the 4-bit pair differs by little but steadily, the 8-bit pair by as much as its own noise."""
-    return {
-        OURS: [0.1, 0.3, 0.5],
-        THEIRS: [0.11, 0.309, 0.511],
-        OURS8: [0.001, 0.007, 0.004],
-        THEIRS8: [0.004, 0.002, 0.003],
-    }[engine]
+def child(found: Lane, number: int, speed: float, rss: int) -> list[Sample]:
+    """What one process measures: prefills at ten times the speed of decode, of which the first is a warm-up."""
+    load = Sample(found.id, LOAD, number, 0.0, 0.1, parts={"import": 0.05}, rss=rss // 5, others=0.01)
+    prefills = [(0, 100.0), (number, 9.9 * speed), (number, 10.1 * speed)]
+    return [
+        load,
+        *(Sample(found.id, PREFILL, counts, 0.0, 512 / each, rss=rss, others=0.01) for counts, each in prefills),
+        replace(decoded(found, DECODE, number, speed), rss=rss, others=0.01),
+    ]
 
 
 @pytest.fixture
-def report() -> dict[str, Any]:
-    """Three rounds, of which the second failed for the 8-bit peer; the ratio of medians is not the median of ratios."""
-    samples = [sample(OURS, number, decode) for number, decode in enumerate((100.0, 120.0, 110.0))]
-    samples += [sample(THEIRS, number, decode, rss=10_000_000) for number, decode in enumerate((50.0, 100.0, 110.0))]
-    samples += [sample(OURS8, number, 30.0) for number in range(3)]
-    samples += [sample(THEIRS8, 0, 60.0), sample(THEIRS8, 2, 40.0)]
-    samples += [{"round": 1, "model": "tiny", "engine": THEIRS8, "threads": 1, "error": "it fell over"}]
-    bits = {OURS: 4, OURS8: 8, THEIRS: 4, THEIRS8: 8}
-    kls = {OURS: 0.30, OURS8: 0.004, THEIRS: 0.31, THEIRS8: 0.003}
-    return {
-        "schema": 2,
-        "command": "python -m edgellm.benchmarks.peers --trials 3",
-        "started": "2026-01-02T03:04:05+00:00",
-        "machine": {
-            "cpu": "A CPU", "features": ["avx2"], "cores": 2, "memory": 8 << 30, "system": "Linux", "python": "CPython 3.11",
-        },
-        "quiet": {"load": 0.05, "others": 0.0, "busiest": "", "reasons": []},
-        "versions": {"edgellm": "0.1", "llama_cpp_python": "9.9"},
-        "settings": {"threads": [1], "trials": 3, "prefill": 512, "depths": [32], "steps": 64},
-        "models": [{"name": "tiny", "source": "tiny.gguf"}],
-        "engines": [
-            {
-                "model": "tiny", "engine": each, "bits": bits[each], "block": 0 if each == THEIRS8 else 32, "embedding": 8,
-                "head": 4 if each == THEIRS else 8, "kv": "f16", "size": 3_000_000,
-            } for each in bits
-        ],
-        "left_out": [{"model": "tiny", "engine": "openvino:int4", "reason": "openvino is not installed; pip install openvino"}],
-        "quality": [
-            {
-                "model": "tiny", "engine": each, "kl": kls[each], "kl_error": 0.001, "top1": 0.9,
-                "divergences": spread_out(each),
-            } for each in bits
-        ],
-        "samples": samples,
-    }  # fmt: skip
+def run() -> Run:
+    """Three rounds."""
+    lanes, samples = [], []
+    for name, speeds in SPEEDS.items():
+        found = replace(lane(name), recipe=RECIPES[name], versions={"edgellm": "0.1", "llama_cpp_python": "9.9"})
+        quality = Quality("", KL[name], 0.001, 0.9, DIVERGENCES[name])
+        failed = "it fell over" if None in speeds else None
+        lanes.append(replace(found, quality=quality, failed=failed))
+        for number, speed in enumerate(speeds, start=1):
+            if speed is not None:
+                samples += child(found, number, speed, 10_000_000 if name == THEIRS else 5_000_000)
+    return Run(
+        started="2026-01-02T03:04:05+00:00",
+        command="python -m edgellm.benchmarks.peers --trials 3",
+        version="0.1",
+        machine=Machine("Linux", "x86_64", "A CPU", ("avx2",), 2, 8 << 30, "CPython 3.11"),
+        settings=Settings((1,), (512,), (32,), 8, 3),
+        lanes=tuple(lanes),
+        samples=tuple(samples),
+        moments=(Moment(0.0, 0.05, 0.0),),
+        notes=("tiny, openvino:int4: openvino is not installed; pip install openvino",),
+    )
+
+
+def changed(run: Run, name: str, **values: object) -> Run:
+    """The run with another such lane."""
+    lanes = (replace(each, **values) if label(each) == name else each for each in run.lanes)  # type: ignore[arg-type]
+    return replace(run, lanes=tuple(lanes))
 
 
 def row(text: str, *starts: str) -> list[str]:
@@ -77,53 +83,51 @@ def row(text: str, *starts: str) -> list[str]:
     return [cell.strip() for cell in line.strip("|").split("|")]
 
 
-def test_medians_with_lowest_and_highest(report: dict[str, Any]) -> None:
-    cells = row(table.markdown(report), OURS)
+def test_medians_with_lowest_and_highest(run: Run) -> None:
+    cells = row(table.markdown(run), OURS)
     assert cells[:5] == [OURS, "4, block 32", "8, 8", "f16", "3"]
     assert cells[5:7] == ["50 (50-50)", "100 (100-100)"]
     assert cells[7:] == ["1100 (1000-1200)", "110 (100-120)", "5", "0.3000 ± 0.0010", "0.900"]
-    assert row(table.markdown(report), THEIRS8)[1] == "8, row"
+    assert row(table.markdown(run), THEIRS8)[1] == "8, row"
 
 
-def test_ratios_are_median_to_median_with_the_spread_of_the_rounds(report: dict[str, Any]) -> None:
-    cells = row(table.markdown(report), "onnx:int4-b32", THEIRS)
+def test_ratios_are_median_to_median_with_the_spread_of_the_rounds(run: Run) -> None:
+    cells = row(table.markdown(run), "onnx:int4-b32", THEIRS)
     ratio = "1.10 (1.00-2.00)"  # of 110 and 100; in the rounds it is 2.0, 1.2 and 1.0, whose median would be 1.20
     assert cells[2] == "8, 8 / 8, 4"
     assert cells[3:] == [ratio, ratio, "1.00 (1.00-1.00)", "0.50 (0.50-0.50)", "0.3000 / 0.3100", "yes"]
 
 
-def test_a_failed_round_is_in_no_ratio_and_is_named(report: dict[str, Any]) -> None:
-    text = table.markdown(report)
+def test_a_failed_round_is_in_no_ratio_and_is_named(run: Run) -> None:
+    text = table.markdown(run)
     cells = row(text, "onnx:int8", THEIRS8)
     assert cells[4] == "0.60 (0.50-0.75)"  # 30 to the median of 60 and 40, of rounds 0 and 2
     assert cells[-2:] == ["0.0040 / 0.0030", "tie"]
     assert text.rstrip().partition("Failed:")[2].split("\n") == ["", "", f"- tiny, {THEIRS8}: it fell over"]
 
 
-def test_a_report_of_the_first_schema_is_still_drawn(report: dict[str, Any]) -> None:
-    for each in report["engines"]:
-        for name in ("block", "embedding", "head", "kv"):
-            del each[name]
-    for each in report["samples"]:
-        each.pop("import_ms", None)
-    text = table.markdown(report)
+def test_a_run_of_before_there_was_a_format_is_still_drawn(run: Run) -> None:
+    """It has the bits of the linears only, no imports, and of decoding all steps together."""
+    lanes = tuple(replace(each, recipe=Recipe(each.recipe.bits)) for each in run.lanes if each.recipe)
+    samples = tuple(replace(each, parts={}, steps=()) for each in run.samples)
+    text = table.markdown(replace(run, lanes=lanes, samples=samples))
     assert row(text, OURS)[1:7] == ["4", "-", "-", "3", "-", "100 (100-100)"]
-    assert row(text, "onnx:int4-b32", THEIRS)[2:4] == ["- / -", "1.10 (1.00-2.00)"]
+    assert row(text, OURS)[8] == "110 (100-120)"
+    assert row(text, "onnx:int4-b32", THEIRS)[2:5] == ["- / -", "1.10 (1.00-2.00)", "1.10 (1.00-2.00)"]
 
 
-def test_a_clearly_higher_kl_is_no_tie(report: dict[str, Any]) -> None:
-    (ours,) = (each for each in report["quality"] if each["engine"] == OURS)
-    ours["divergences"] = [0.2, 0.39, 0.61]
-    assert row(table.markdown(report), "onnx:int4-b32", THEIRS)[-1] == "no"
+def test_a_clearly_higher_kl_is_no_tie(run: Run) -> None:
+    worse = changed(run, OURS, quality=Quality("", 0.4, 0.001, 0.9, (0.2, 0.39, 0.61)))
+    assert row(table.markdown(worse), "onnx:int4-b32", THEIRS)[-1] == "no"
 
 
-def test_four_bits_are_not_compared_with_eight(report: dict[str, Any]) -> None:
-    lines = table.markdown(report).splitlines()
+def test_four_bits_are_not_compared_with_eight(run: Run) -> None:
+    lines = table.markdown(run).splitlines()
     assert not [line for line in lines if line.startswith((f"| onnx:int4-b32 | {THEIRS8}", f"| onnx:int8 | {THEIRS} "))]
 
 
-def test_the_table_names_command_machine_versions_and_what_is_left_out(report: dict[str, Any]) -> None:
-    text = table.markdown(report)
+def test_the_table_names_command_machine_versions_and_what_is_left_out(run: Run) -> None:
+    text = table.markdown(run)
     for part in (
         "`python -m edgellm.benchmarks.peers --trials 3`", "A CPU (2 cores, 8 GiB; avx2)", "llama_cpp_python 9.9",
         "- tiny, openvino:int4: openvino is not installed; pip install openvino", "Load average at the start 0.05",
@@ -132,14 +136,15 @@ def test_the_table_names_command_machine_versions_and_what_is_left_out(report: d
     assert "Not a quiet machine" not in text
 
 
-def test_a_run_that_others_disturbed_is_marked(report: dict[str, Any]) -> None:
-    report["samples"][0]["others"] = 0.7
-    assert "**Not a quiet machine** (others kept up to 0.70 processors busy during 1 of 12 runs)" in table.markdown(report)
+def test_a_run_that_others_disturbed_is_marked(run: Run) -> None:
+    """A process counts once, however many cases it had."""
+    first = tuple(replace(each, others=0.7) if each.round == 1 and "q4_0" in each.lane else each for each in run.samples)
+    text = table.markdown(replace(run, samples=first))
+    assert "**Not a quiet machine** (others kept up to 0.70 processors busy during 1 of 11 runs)" in text
 
 
-def test_an_engine_without_any_figures_keeps_its_row(report: dict[str, Any]) -> None:
-    report["samples"] = [each for each in report["samples"] if each["engine"] != THEIRS]
-    report["quality"] = [each for each in report["quality"] if each["engine"] != THEIRS]
-    text = table.markdown(report)
+def test_an_engine_without_any_figures_keeps_its_row(run: Run) -> None:
+    samples = tuple(each for each in run.samples if "q4_0" not in each.lane)
+    text = table.markdown(replace(changed(run, THEIRS, quality=None), samples=samples))
     assert row(text, THEIRS)[5:] == ["-"] * 7
     assert row(text, "onnx:int4-b32", THEIRS)[3:] == ["-"] * 6
