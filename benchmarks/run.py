@@ -69,6 +69,7 @@ class Bench:
     agreements: dict[str, float] = field(default_factory=dict)
     qualities: dict[str, Quality] = field(default_factory=dict)
     failed: dict[str, EdgeError] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     counts: Mapping[str, int] = field(default_factory=conditions.throttle_counts)
     finished: int = -1  # the last round that was measured whole
 
@@ -103,6 +104,8 @@ class Bench:
                 self.qualities[lane.id] = quality
                 return
         self.do(entry, "quality", 0)
+        if lane.id not in self.qualities and lane.id not in self.failed:
+            self.notes.append(f"{lane.id}: closeness to the source, because it shows no logits")
 
     def round(self, number: int, order: random.Random) -> None:
         """Every lane once, and the machine itself with every number of threads."""
@@ -236,7 +239,7 @@ def go(
         moments=tuple(bench.moments),
         energy=None if counter is None else counter.name,
         complete=complete,
-        notes=tuple(dict.fromkeys(notes)),
+        notes=tuple(dict.fromkeys([*notes, *bench.notes])),
     )
     return doubts.judged(run)
 

@@ -174,5 +174,7 @@ def test_in_print_no_table_is_cut(browser: Any, report: Path) -> None:
     page.goto(report.as_uri())
     page.emulate_media(media="print", color_scheme="dark")
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-    assert page.evaluate("[...document.querySelectorAll('.scroll')].every(each => getComputedStyle(each).overflowX === 'visible')")
+    assert page.evaluate(
+        "[...document.querySelectorAll('.scroll')].every(each => getComputedStyle(each).overflowX === 'visible')"
+    )
     page.close()

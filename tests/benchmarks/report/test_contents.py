@@ -109,7 +109,9 @@ def test_doubts_stand_at_the_top_and_at_every_row_that_they_are_about() -> None:
 
 
 def test_a_doubt_about_the_run_marks_every_row() -> None:
-    run = dataclasses.replace(a_run([a_lane(), a_lane(runtime="tflite")], trials=2), doubts=("an emulated host",), complete=False)
+    run = dataclasses.replace(
+        a_run([a_lane(), a_lane(runtime="tflite")], trials=2), doubts=("an emulated host",), complete=False
+    )
     found = document([run])
     assert "an emulated host" in found.doubts
     assert any("interrupted" in doubt for doubt in found.doubts)
@@ -157,7 +159,11 @@ def test_sustained_speed_says_what_is_kept() -> None:
     run = known("a")
     sample = Sample("a", case, 1, 10.0, sum(steps), steps)
     hot = dataclasses.replace(a_run(trials=1).moments[0], at=11.0, celsius=50.0, mhz=1800.0)
-    moments = (hot, dataclasses.replace(hot, at=20.0, celsius=81.0, mhz=1200.0), dataclasses.replace(hot, at=90.0, celsius=99.0))
+    moments = (
+        hot,
+        dataclasses.replace(hot, at=20.0, celsius=81.0, mhz=1200.0),
+        dataclasses.replace(hot, at=90.0, celsius=99.0),
+    )
     found = document([dataclasses.replace(run, samples=(sample,), moments=moments)])
     assert cells(found, "sustained", "onnx") == {
         "minutes": ("0.3", ""),

@@ -23,7 +23,7 @@ from tests.runs import a_lane, a_run
 ROOT = Path(__file__).parents[3]
 HOSTILE = (
     "<script>alert(1)</script>",
-    "\"><img src=x onerror=alert(1)>",
+    '"><img src=x onerror=alert(1)>',
     "' style='background:url(//example.org)",
     "</title></style></svg><b>",
     "&lt;i&gt; {{ 7*7 }} {% raw %} $\\alpha$ ]]>",
@@ -40,7 +40,9 @@ def full(**names: str) -> Run:
     ]
     run = a_run(lanes, trials=2, sustained=5.0)
     machine = dataclasses.replace(run.machine, cpu=name, system=name, python=name, features=(name,), architecture=name)
-    moments = tuple(dataclasses.replace(each, governor=name, busiest=name, others=0.5, throttled=(name,)) for each in run.moments)
+    moments = tuple(
+        dataclasses.replace(each, governor=name, busiest=name, others=0.5, throttled=(name,)) for each in run.moments
+    )
     return dataclasses.replace(
         run, machine=machine, moments=moments, command=name, doubts=(other,), notes=(name,), energy=name, version=name
     )  # fmt: skip
