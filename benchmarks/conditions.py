@@ -16,6 +16,7 @@ import shutil
 import statistics
 import subprocess
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgellm.benchmarks import emulation, sysfs
@@ -56,7 +57,7 @@ def moment(
         since: `throttle_counts` of an earlier moment; what has been counted since then is throttling.
     """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    seen = quiet.look(seconds) if seconds > 0 else quiet.Quiet(load, None)
+    seen = quiet.look(seconds) if seconds > 0 else Moment(at, load)
     counts = throttle_counts(root)
     counted = [
         f"{name} went from {(since or counts)[name]} to {count}"
@@ -142,13 +143,13 @@ def doubts(moments: Sequence[Moment], samples: Sequence[Sample], machine: Machin
 def _not_quiet(moments: Sequence[Moment], samples: Sequence[Sample]) -> Iterator[str]:
     end = "end what else runs and measure again"
     for before in moments[:1]:
-        reasons = quiet.Quiet(before.load, before.others, before.busiest).reasons
+        reasons = quiet.reasons(before)
         if reasons:
             yield f"the machine was not quiet before the run ({', '.join(reasons)}): {end}"
-    later = [quiet.Quiet(None, each.others, each.busiest) for each in moments[1:]]
-    worst = max(later, key=lambda look: look.others or 0.0, default=None)
-    if worst is not None and worst.reasons:
-        yield f"the machine was not quiet between the cases ({', '.join(worst.reasons)}): {end}"
+    later = [replace(each, load=None) for each in moments[1:]]  # that is our own by now
+    worst = max(later, key=lambda each: each.others or 0.0, default=None)
+    if worst is not None and quiet.reasons(worst):
+        yield f"the machine was not quiet between the cases ({', '.join(quiet.reasons(worst))}): {end}"
     busy = disturbed(samples)
     if busy is not None:
         yield f"{busy}: {end}"
