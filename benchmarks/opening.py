@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 from collections.abc import Callable, Sequence
@@ -42,7 +43,8 @@ def import_code(lane: Lane) -> None:
     """Import what the lane's engine needs."""
     names = own.IMPORTS[lane.runtime] if lane.engine == own.ENGINE else _peer(lane).IMPORTS
     for name in names:
-        importlib.import_module(name)
+        with contextlib.suppress(ImportError):  # whoever opens it knows what to say of a package that is missing
+            importlib.import_module(name)
 
 
 def open_lane(lane: Lane, path: Path, context: int) -> Opened:

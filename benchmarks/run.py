@@ -109,8 +109,8 @@ class Bench:
 
     def round(self, number: int, order: random.Random) -> None:
         """Every lane once, and the machine itself with every number of threads."""
-        counts = {entry.lane.threads for entry in self.entries}
-        queue: list[Entry | int] = [*self.entries, *sorted(counts)]
+        there = [entry for entry in self.entries if entry.lane.id not in self.failed]
+        queue: list[Entry | int] = [*there, *sorted({entry.lane.threads for entry in there})]
         order.shuffle(queue)
         for each in queue:
             if isinstance(each, int):
