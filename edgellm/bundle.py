@@ -264,7 +264,10 @@ class Bundle(Manifest):
     def _state_hash(self) -> str:
         parts: list[object] = [str(self.path.resolve())]
         for name in sorted(self.files):
-            status = (self.path / name).stat()
+            try:
+                status = (self.path / name).stat()
+            except OSError as error:  # it was there when the bundle was opened
+                raise BundleError("file is missing", where=self.path / name, fix="copy the bundle again") from error
             parts.append((name, self.files[name].sha256, status.st_size, status.st_mtime_ns, status.st_ino))
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
