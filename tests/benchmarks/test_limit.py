@@ -74,29 +74,31 @@ static void *work(void *argument) {
     return 0;
 }
 """
-# The empty statement keeps the compiler from seeing that every turn does the same.
+# The empty statements keep the compiler from seeing that all sums are alike, and every turn the same.
 MULTIPLY = """
 #define TURNS 2000000
+#define HIDE(s) __asm__ volatile("" : "+x"(s));
 #if defined(__AVX512VNNI__)
 typedef __m512i V;
-#define LANES 64
-#define STEP(s) s = _mm512_dpbusd_epi32(s, x, y);
+#define ALL(value) _mm512_set1_epi8(value)
+#define STEP(s) s = _mm512_dpbusd_epi32(s, x, y); HIDE(s)
 #else
 typedef __m256i V;
-#define LANES 32
-#define STEP(s) s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), one));
+#define ALL(value) _mm256_set1_epi8(value)
+#define STEP(s) s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), one)); HIDE(s) HIDE(x)
 #endif
-static double amount(int threads, size_t count) { return 12.0 * LANES * TURNS * threads; }
+static double amount(int threads, size_t count) { return 12.0 * sizeof(V) * TURNS * threads; }
 static void *work(void *argument) {
-    V x, y, one, s[12];
-    memset(&x, 3, sizeof x), memset(&y, 2, sizeof y), memset(&one, 1, sizeof one), memset(s, 0, sizeof s);
-    V a = s[0], b = a, c = a, d = a, e = a, f = a, g = a, h = a, i = a, j = a, k = a, l = a;
+    V x = ALL(3), y = ALL(2), one = ALL(1), a = ALL(0), b = a, c = a, d = a, e = a, f = a, g = a, h = a, i = a, j = a, k = a, l = a;
+    HIDE(x) HIDE(y) HIDE(one)
     for (long turn = 0; turn < TURNS; turn++) {
-        __asm__ volatile("" : "+x"(x), "+x"(y), "+x"(one));
         STEP(a) STEP(b) STEP(c) STEP(d) STEP(e) STEP(f) STEP(g) STEP(h) STEP(i) STEP(j) STEP(k) STEP(l)
     }
-    s[0] = a, s[1] = b, s[2] = c, s[3] = d, s[4] = e, s[5] = f, s[6] = g, s[7] = h, s[8] = i, s[9] = j, s[10] = k, s[11] = l;
-    for (size_t at = 0; at < sizeof s / 8; at++) ((Part *)argument)->sum += ((uint64_t *)s)[at];
+    int32_t sums[sizeof(V) / 4];
+    a = a + b + c + d + e + f + g + h + i + j + k + l;
+    memcpy(sums, &a, sizeof a);
+    if (sizeof(V) == 64 && sums[0] != 12 * TURNS * 4 * 3 * 2) abort();
+    ((Part *)argument)->sum = sums[0];
     return 0;
 }
 """
