@@ -160,10 +160,10 @@ def _rapl(root: Path) -> Found:
     zones: dict[str, tuple[Path, int | None]] = {}
     for zone in sysfs.found(root / "sys/class/powercap", "intel-rapl:*"):
         name = sysfs.text(zone / "name")
-        if name is not None and zone.name.count(":") == 1:  # intel-rapl:0:1 is a part of intel-rapl:0
+        if name is not None and name.startswith(("psys", "package")):  # not what lies inside them: core, uncore, dram
             zones[name] = zone / "energy_uj", read_number(zone / "max_energy_range_uj")
     whole = [name for name in zones if name == "psys"]
-    for names in (whole, [name for name in zones if name.startswith("package")]):
+    for names in (whole, [name for name in zones if name not in whole]):
         if names:
             yield f"RAPL {' '.join(names)}", Count([zones[name] for name in names]), COUNT_RATE
 

@@ -42,7 +42,7 @@ def test_a_host_that_tells_nothing(tmp_path: Path) -> None:
 def test_a_board(tmp_path: Path) -> None:
     board(tmp_path, scaling_cur_freq=1_500_000, scaling_max_freq=2_400_000, scaling_governor="ondemand")
     lay(tmp_path, {f"{CPUS}3/cpufreq/scaling_cur_freq": 2_100_000, f"{CPUS}3/cpufreq/scaling_governor": "schedutil"})
-    lay(tmp_path, {f"{THERMAL}thermal_zone0/temp": 61_250, f"{THERMAL}thermal_zone1/temp": -274_000})
+    lay(tmp_path, {f"{THERMAL}thermal_zone0/temp": 61_250, f"{THERMAL}thermal_zone1/temp": 255_000})
     lay(tmp_path, {"sys/class/hwmon/hwmon0/temp1_input": 65_500, "sys/class/hwmon/hwmon0/temp1_crit": 110_000})
     here = conditions.moment(1.0, [2, 3], tmp_path, 0)
     assert (here.celsius, here.mhz, here.mhz_limit, here.governor) == (65.5, 1800.0, 2400.0, "ondemand/schedutil")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from tests.sysfs_tree import lay
 MIB = 1 << 20
 CACHE = "sys/devices/system/cpu/cpu"
 
-# Both print the most that one of their attempts reached, with as many threads as they are told to start.
+# Both print the most that one of their attempts reached, with as many threads as they are told to start; these share pieces.
 FRAME = """
 #define _GNU_SOURCE
 #include <pthread.h>
@@ -36,68 +37,73 @@ FRAME = """
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
-static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
-typedef struct { const uint64_t *from; size_t count; volatile uint64_t sum; } Part;
+#define SECONDS 0.5
+#define PIECES 64
+#define COUNT (4 << 17) /* of numbers in a piece: 4 MiB */
+static uint64_t *data;
+static volatile uint64_t result;
+static int next;
 %s
+static double now(void) { struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec + t.tv_nsec * 1e-9; }
+static void *work(void *argument) {
+    for (int i; (i = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < PIECES;) piece(data + (size_t)COUNT * i);
+    return 0;
+}
 int main(int argc, char **argv) {
-    int threads = atoi(argv[1]), attempts = atoi(argv[2]);
-    size_t count = (size_t)256 << 17;
-    uint64_t *data = aligned_alloc(1 << 21, count * 8);
-    madvise(data, count * 8, MADV_HUGEPAGE);
-    memset(data, 1, count * 8);
-    double best = 0;
-    for (int attempt = 0; attempt < attempts; attempt++) {
+    int threads = atoi(argv[1]);
+    size_t size = (size_t)PIECES * COUNT * 8;
+    data = aligned_alloc(1 << 21, size);
+    madvise(data, size, MADV_HUGEPAGE);
+    memset(data, 1, size);
+    double best = 0, end = now() + SECONDS;
+    while (now() < end) {
         pthread_t ids[64];
-        Part parts[64];
+        next = 0;
         double start = now();
-        for (int i = 0; i < threads; i++) {
-            parts[i].from = data + count / threads * i, parts[i].count = count / threads;
-            pthread_create(ids + i, 0, work, parts + i);
-        }
+        for (int i = 0; i < threads; i++) pthread_create(ids + i, 0, work, 0);
         for (int i = 0; i < threads; i++) pthread_join(ids[i], 0);
-        double rate = amount(threads, count) / (now() - start);
+        double rate = PIECES * AMOUNT / (now() - start);
         best = rate > best ? rate : best;
     }
     printf("%%.0f\\n", best);
 }
 """
 READ = """
-static double amount(int threads, size_t count) { return count * 8.0; }
-static void *work(void *argument) {
-    Part *part = argument;
-    const uint64_t *p = part->from;
+#define AMOUNT (COUNT * 8.0)
+static void piece(const uint64_t *p) {
     uint64_t a = 0, b = 0, c = 0, d = 0, e = 0, f = 0, g = 0, h = 0;
-    for (size_t i = 0; i < part->count; i += 8) {
+    for (size_t i = 0; i < COUNT; i += 8) {
         a += p[i], b += p[i + 1], c += p[i + 2], d += p[i + 3], e += p[i + 4], f += p[i + 5], g += p[i + 6], h += p[i + 7];
     }
-    part->sum = a + b + c + d + e + f + g + h;
-    return 0;
+    result = a + b + c + d + e + f + g + h;
 }
 """
-# The empty statement keeps the compiler from seeing that every turn does the same.
+# The empty statements keep the compiler from seeing that all sums are alike, and every turn the same.
 MULTIPLY = """
-#define TURNS 2000000
+#define TURNS 50000
+#define AMOUNT (12.0 * sizeof(V) * TURNS)
+#define HIDE(s) __asm__ volatile("" : "+x"(s));
 #if defined(__AVX512VNNI__)
 typedef __m512i V;
-#define LANES 64
-#define STEP(s) s = _mm512_dpbusd_epi32(s, x, y);
+#define ALL(value) _mm512_set1_epi8(value)
+#define STEP(s) s = _mm512_dpbusd_epi32(s, x, y); HIDE(s)
 #else
 typedef __m256i V;
-#define LANES 32
-#define STEP(s) s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), one));
+#define ALL(value) _mm256_set1_epi8(value)
+#define STEP(s) s = _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(x, y), one)); HIDE(s) HIDE(x)
 #endif
-static double amount(int threads, size_t count) { return 12.0 * LANES * TURNS * threads; }
-static void *work(void *argument) {
-    V x, y, one, s[12];
-    memset(&x, 3, sizeof x), memset(&y, 2, sizeof y), memset(&one, 1, sizeof one), memset(s, 0, sizeof s);
-    V a = s[0], b = a, c = a, d = a, e = a, f = a, g = a, h = a, i = a, j = a, k = a, l = a;
+static void piece(const uint64_t *none) {
+    V x = ALL(3), y = ALL(2), one = ALL(1), a = ALL(0);
+    V b = a, c = a, d = a, e = a, f = a, g = a, h = a, i = a, j = a, k = a, l = a;
+    HIDE(x) HIDE(y) HIDE(one)
     for (long turn = 0; turn < TURNS; turn++) {
-        __asm__ volatile("" : "+x"(x), "+x"(y), "+x"(one));
         STEP(a) STEP(b) STEP(c) STEP(d) STEP(e) STEP(f) STEP(g) STEP(h) STEP(i) STEP(j) STEP(k) STEP(l)
     }
-    s[0] = a, s[1] = b, s[2] = c, s[3] = d, s[4] = e, s[5] = f, s[6] = g, s[7] = h, s[8] = i, s[9] = j, s[10] = k, s[11] = l;
-    for (size_t at = 0; at < sizeof s / 8; at++) ((Part *)argument)->sum += ((uint64_t *)s)[at];
-    return 0;
+    int32_t sums[sizeof(V) / 4];
+    a = a + b + c + d + e + f + g + h + i + j + k + l;
+    memcpy(sums, &a, sizeof a);
+    if (sizeof(V) == 64 && sums[0] != 12 * TURNS * 4 * 3 * 2) abort();
+    result = sums[0];
 }
 """
 
@@ -113,7 +119,17 @@ def compiled(folder: Path, source: str) -> Path:
 
 
 def reached(probe: Path, threads: int) -> float:
-    return float(subprocess.run([probe, str(threads), "10"], capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run([probe, str(threads)], capture_output=True, text=True, check=True).stdout)
+
+
+def compare(ours: Callable[[], float], theirs: Callable[[], float], lowest: float, highest: float) -> None:
+    """By turns, the best of each: whatever disturbs one makes it slower, so that on a busy machine it takes more turns."""
+    reached_by_us = reached_by_them = 0.0
+    for turn in range(24):
+        reached_by_us, reached_by_them = max(reached_by_us, ours()), max(reached_by_them, theirs())
+        if turn >= 5 and lowest < reached_by_us / reached_by_them < highest:
+            return
+    pytest.fail(f"{reached_by_us / 1e9:.1f} thousand million a second, and the compiled probe {reached_by_them / 1e9:.1f}")
 
 
 @pytest.mark.slow
@@ -123,9 +139,7 @@ def test_bandwidth_is_that_of_a_compiled_probe(tmp_path: Path, threads: int) -> 
     if (os.cpu_count() or 1) < threads:
         pytest.skip("too few processors")
     probe = compiled(tmp_path, READ)
-    pairs = [(limit.bandwidth(threads, 0.3), reached(probe, threads)) for _ in range(6)]
-    ours, theirs = map(max, zip(*pairs, strict=True))
-    assert 0.85 < ours / theirs < 1.15, f"{ours / 1e9:.1f} and {theirs / 1e9:.1f} GB/s"
+    compare(lambda: limit.bandwidth(threads, 0.5), lambda: reached(probe, threads), 0.85, 1.15)
 
 
 @pytest.mark.slow
@@ -136,10 +150,8 @@ def test_products_come_close_to_what_the_instruction_does(tmp_path: Path, thread
     if (os.cpu_count() or 1) < threads or not {"avx512_vnni", "avx2"} & set(features):
         pytest.skip("too few processors, or of another kind")
     probe = compiled(tmp_path, MULTIPLY)
-    pairs = [(limit.int8_products(threads, 0.5) or 0.0, reached(probe, threads)) for _ in range(6)]
-    ours, theirs = map(max, zip(*pairs, strict=True))
-    lowest = 0.85 if "avx512_vnni" in features else 0.6
-    assert lowest < ours / theirs < 1.05, f"{ours / 1e9:.1f} and {theirs / 1e9:.1f} thousand million a second"
+    lowest = 0.85 if "avx512_vnni" in features else 0.6  # without it a product takes three instructions, which others join
+    compare(lambda: limit.int8_products(threads, 0.5) or 0.0, lambda: reached(probe, threads), lowest, 1.05)
 
 
 def test_measuring_leaves_nothing_behind() -> None:
