@@ -1,6 +1,6 @@
 """The JSON Schema of a run, made of the dataclasses of `result`, which are what a file is read into.
 
-    python -m edgellm.benchmarks.result_schema > benchmarks/result.schema.json
+python -m edgellm.benchmarks.result_schema > benchmarks/result.schema.json
 """
 
 from __future__ import annotations
