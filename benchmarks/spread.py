@@ -36,7 +36,7 @@ from edgellm.benchmarks.figures import Figure
 
 ALPHA = 0.01
 DRAWS = 200_000  # of a parametric bootstrap: 2,000 of them past the threshold
-LABELLINGS = 10_000  # where there are more, so many are drawn
+LABELLINGS = 4_000  # where there are more, so many are drawn
 LEAST_ROUNDS = 3
 # No figure is steadier than this, so that equal values by chance are no certainty: of a logarithm, so a part in a thousand.
 FLOOR = 1e-3
@@ -121,34 +121,42 @@ def ratio(old: Figure, new: Figure, seed: int, alpha: float = ALPHA) -> Ratio:
 def unpaired(pairs: Sequence[tuple[Figure, Figure]], seed: int, alpha: float = ALPHA) -> tuple[Ratio, ...]:
     """New over old of two runs, (old, new) each; wrong in one or more of them at most `alpha` of the time.
 
-    The value is the ratio of geometric means: over the labellings a median moves in leaps. A figure of fewer than three rounds
-    has no interval, and none has one where there are too few labellings for `alpha`.
+    The value is the ratio of geometric means, stray rounds drawn in: over the labellings a median moves in leaps. A figure of
+    fewer than three rounds has no interval, and none has one where there are too few labellings for `alpha`.
     """
-    enough = [index for index, pair in enumerate(pairs) if min(len(figure.by_round) for figure in pair) >= LEAST_ROUNDS]
-    widths = dict(zip(enough, _widths([pairs[index] for index in enough], seed, alpha), strict=True)) if enough else {}
+    enough = [pair for pair in pairs if min(len(figure.by_round) for figure in pair) >= LEAST_ROUNDS]
+    compared = iter(_compared(enough, seed, alpha) if enough else ())
     found = []
-    for index, (old, new) in enumerate(pairs):
-        difference = _mean_log(new) - _mean_log(old)
-        width = widths.get(index)
+    for old, new in pairs:
+        if min(len(old.by_round), len(new.by_round)) < LEAST_ROUNDS:
+            found.append(Ratio(new.median / old.median))
+            continue
+        difference, width = next(compared)
         found.append(_judged(math.exp(difference), None if width is None else _around(difference, width), higher=new.higher))
     return tuple(found)
 
 
-def _mean_log(figure: Figure) -> float:
-    return statistics.fmean(map(math.log, figure.values))
-
-
-def _widths(pairs: Sequence[tuple[Figure, Figure]], seed: int, alpha: float) -> list[float | None]:
-    """Of the interval to either side of each difference of means."""
+def _compared(pairs: Sequence[tuple[Figure, Figure]], seed: int, alpha: float) -> list[tuple[float, float | None]]:
+    """Of each pair the difference of logarithms, and the interval's width to either side of it."""
     before, after = (_table([pair[side] for pair in pairs]) for side in (0, 1))
     labels = _labellings(len(before), len(after), seed)
+    differences, errors = _differences(labels, _drawn_in(np.concatenate([before, after])))
     allowed = int(alpha * len(labels) + 1e-9)
     if allowed < (2 if len(before) == len(after) else 1):  # with old and new exchanged, a difference is as large as it was
-        return [None] * len(pairs)
-    differences, errors = _differences(labels, np.concatenate([before, after]))
+        return [(difference, None) for difference in differences[0].tolist()]
     largest = np.sort((np.abs(differences) / errors).max(axis=1))
     threshold = float(largest[-1 - allowed]) * (1 + 1e-9)  # what only rounding makes larger is not
-    return [threshold * error for error in errors[0].tolist()]
+    return list(zip(differences[0].tolist(), (threshold * errors[0]).tolist(), strict=True))
+
+
+def _drawn_in(logs: Values) -> Values:
+    """The highest and the lowest value of both runs together become the next to them, figure by figure.
+
+    A stray round then counts as far as others went as well. Labels have no part in it, so that labellings stay alike.
+    """
+    ordered = np.sort(logs, axis=0)  # NaN last
+    last = (~np.isnan(logs)).sum(axis=0) - 1
+    return np.clip(logs, ordered[1], np.take_along_axis(ordered, last[None] - 1, axis=0))
 
 
 def _table(figures: Sequence[Figure]) -> Values:
