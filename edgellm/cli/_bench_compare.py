@@ -70,8 +70,9 @@ def command(old: Path, new: Path, least: float, anyway: bool, json_file: Path | 
         check_target(json_file)
     outcome = compare(read(old), read(new), least=least / 100)
     if outcome.against and not anyway:
-        more = f" (and {len(outcome.against) - 1} more)" if len(outcome.against) > 1 else ""
-        raise UsageError(f"no answer: {outcome.against[0]}{more}", where=new, fix="measure both again, or give --anyway")
+        first, *others = outcome.against
+        more = f" (and {len(others)} more)" if others else ""
+        raise UsageError(f"no answer: {first}{more}", where=new, fix="measure both again, or give --anyway")
     if to_stdout:
         click.echo(to_json(_as_json(outcome)))
     else:

@@ -13,7 +13,7 @@ from edgellm.errors import UsageError
 from tests.runs import MACHINE, a_lane, a_run, at_most
 
 NOISE = {"noise": 0.04, "outliers": 0.05}
-PAIRS = 150
+PAIRS = 120
 
 
 def pair(number: int, **new: Any) -> Outcome:
