@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from math import exp, lgamma, log, log1p
 from typing import Any
 
 import numpy as np
@@ -196,3 +197,13 @@ def _heat(seconds: float) -> float:
 def _moment(at: float, celsius: float) -> Moment:
     throttled = ("thermal: the clock is held down",) if celsius > 82 else ()
     return Moment(round(at, 3), 0.3, 0.02, "", celsius, 2400.0, 2400.0, "performance", throttled)
+
+
+def at_most(trials: int, chance: float, surely: float = 1e-3) -> int:
+    """How often something of this chance happens in so many trials, but for once in a thousand such tests."""
+    below, count = 0.0, -1
+    while below < 1 - surely:
+        count += 1
+        logs = lgamma(trials + 1) - lgamma(count + 1) - lgamma(trials - count + 1)
+        below += exp(logs + count * log(chance) + (trials - count) * log1p(-chance))
+    return count
