@@ -310,8 +310,9 @@ class _Search:
     def _row(self, how: How, chosen: How) -> Row:
         turns = self._turns(how).values()
         outcome = "behind in the search"
-        if any(how == decision.candidate for decision in self._decisions):
-            outcome = "not taken"
+        for decision in self._decisions:
+            if how == decision.candidate:
+                outcome = "taken" if decision.taken else "not taken"
         if how in (chosen, self._default):
             outcome = "chosen" if how == chosen else "the default"
         return Row(

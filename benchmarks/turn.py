@@ -71,15 +71,16 @@ def measure(path: str | os.PathLike[str], how: How) -> Turn:
     """
     bundle = Bundle.open(path)
     bundle.ensure_verified()
-    context = min(PROMPT + ANSWER, bundle.spec.max_context)
-    prompt = min(PROMPT, context // 2)
+    room = bundle.spec.max_context
+    prompt = min(PROMPT, room // 2)
     if prompt < 1:
-        raise UsageError(f"a context of {context} tokens has no turn", where=path, fix="convert with a larger max_context")
+        raise UsageError(f"a context of {room} tokens has no turn", where=path, fix="convert with a larger max_context")
+    answer = min(ANSWER, room - prompt)
     ids = [int(token) for token in np.random.default_rng(0).integers(0, bundle.spec.vocab_size, prompt)]
-    runtime = open_runtime(bundle, how=how, max_context=context)
+    runtime = open_runtime(bundle, how=how, max_context=prompt + answer)
     try:
         _turn(runtime, ids[: runtime.chunk + 1], 1)  # what a runtime does at its first run only
-        prefill, steps = _turn(runtime, ids, context - prompt)
+        prefill, steps = _turn(runtime, ids, answer)
         return Turn(prefill, ANSWER * sum(steps) / len(steps), runtime.chunks, runtime.chunk)
     finally:
         runtime.close()
