@@ -109,7 +109,9 @@ def test_doubts_stand_at_the_top_and_at_every_row_that_they_are_about() -> None:
 
 
 def test_a_doubt_about_the_run_marks_every_row() -> None:
-    run = dataclasses.replace(a_run([a_lane(), a_lane(runtime="tflite")], trials=2), doubts=("an emulated host",), complete=False)
+    run = dataclasses.replace(
+        a_run([a_lane(), a_lane(runtime="tflite")], trials=2), doubts=("an emulated host",), complete=False
+    )
     found = document([run])
     assert "an emulated host" in found.doubts
     assert any("interrupted" in doubt for doubt in found.doubts)
@@ -157,7 +159,11 @@ def test_sustained_speed_says_what_is_kept() -> None:
     run = known("a")
     sample = Sample("a", case, 1, 10.0, sum(steps), steps)
     hot = dataclasses.replace(a_run(trials=1).moments[0], at=11.0, celsius=50.0, mhz=1800.0)
-    moments = (hot, dataclasses.replace(hot, at=20.0, celsius=81.0, mhz=1200.0), dataclasses.replace(hot, at=90.0, celsius=99.0))
+    moments = (
+        hot,
+        dataclasses.replace(hot, at=20.0, celsius=81.0, mhz=1200.0),
+        dataclasses.replace(hot, at=90.0, celsius=99.0),
+    )
     found = document([dataclasses.replace(run, samples=(sample,), moments=moments)])
     assert cells(found, "sustained", "onnx") == {
         "minutes": ("0.3", ""),
@@ -172,6 +178,22 @@ def test_sustained_speed_says_what_is_kept() -> None:
     assert len(speed.panels[0].lines[0].points) <= 60
     assert speed.panels[0].lines[0].points[0].y == pytest.approx(100)
     assert [panel.y for panel in heat.panels if isinstance(panel, Lines)] == ["hottest sensor, °C", "clock, MHz"]
+
+
+def test_sustained_windows_make_one_stretch_and_what_comes_after_a_break_is_not_of_it() -> None:
+    case = Case("sustained")
+    windows = [(10.0, 0.01, 50.0), (15.1, 0.0125, 60.0), (20.2, 0.02, 70.0), (400.0, 0.5, 99.0)]
+    samples = [
+        Sample("a", case, number, at, 5.0, (step,) * round(5 / step), celsius=celsius, mhz=1000.0)
+        for number, (at, step, celsius) in enumerate(windows, 1)
+    ]
+    found = document([dataclasses.replace(known("a"), samples=tuple(samples[::-1]))])
+    assert cells(found, "sustained", "onnx")["kept"] == ("50 %", "")
+    assert cells(found, "sustained", "onnx")["hottest, °C"] == ("70", "from 50")
+    speed, heat = [block for block in section(found, "sustained") if isinstance(block, Chart)]
+    (line,) = speed.panels[0].lines  # type: ignore[union-attr]
+    assert 14 < line.points[-1].x < 15.2
+    assert [round(point.x, 1) for point in heat.panels[0].lines[0].points] == [5.0, 10.1, 15.2]  # type: ignore[union-attr]
 
 
 def test_energy_says_when_there_is_no_counter() -> None:

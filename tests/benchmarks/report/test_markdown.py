@@ -18,7 +18,9 @@ def test_tables_are_those_of_the_page() -> None:
     page, text = read(to_html(runs)).tables, markdown_tables(to_markdown(runs))
     assert len(page) == len(text) > 10
     for theirs, ours in zip(page, text, strict=True):
-        assert [[cell.strip() for cell in row] for row in theirs] == [[cell for cell in row if cell] for row in ours[:1] + ours[2:]]
+        assert [[cell.strip() for cell in row] for row in theirs] == [
+            [cell for cell in row if cell] for row in ours[:1] + ours[2:]
+        ]
 
 
 def test_every_row_has_as_many_cells_as_the_head() -> None:
