@@ -6,6 +6,7 @@ Texts come from run files, which anybody may have written: they are plain here, 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -123,8 +124,21 @@ def clean(text: str) -> str:
 
 
 def short(text: str, most: int) -> str:
-    """At most so many characters: the middle goes, because names differ at their ends."""
-    if len(text) <= most:
+    """At most as wide as so many letters: the middle goes, because names differ at their ends."""
+    if _width(text) <= most:
         return text
-    front = (most - 1) // 2
-    return f"{text[:front]}…{text[len(text) - (most - 1 - front) :]}"
+    front, back = "", ""
+    for character in text:
+        if _width(front + character) > (most - 1) // 2:
+            break
+        front += character
+    for character in reversed(text):
+        if _width(front + character + back) > most - 1:
+            break
+        back = character + back
+    return f"{front}…{back}"
+
+
+def _width(text: str) -> int:
+    """In letters; those of East Asia and emoji take two."""
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)

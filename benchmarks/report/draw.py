@@ -18,7 +18,7 @@ from edgellm.benchmarks.report.document import short
 from edgellm.errors import RuntimeUnavailable
 
 WIDTH = 5.0  # inches: 360 units, about what a phone is wide
-SIZE, SMALL = 9.5, 8.5
+SIZE, SMALL = 10.0, 9.5
 LABEL, ROW_LABEL = 25, 30  # characters of a name that is written into a plot
 GAP = 0.19  # inches between names at the ends of lines
 SYMBOLS = "os^DvPX*"
@@ -110,7 +110,7 @@ def _legend_height(names: Sequence[str]) -> float:
 def _columns(names: Sequence[str]) -> int:
     """Of a legend: as many as there is room for."""
     longest = max(map(len, names), default=0)
-    return 3 if longest <= 14 else 2 if longest <= LABEL else 1
+    return 3 if longest <= 17 else 2 if longest <= LABEL else 1
 
 
 def _panel(axes: Any, panel: Drawing) -> None:
@@ -229,7 +229,7 @@ def _names_beside(axes: Any, panel: Lines) -> None:
     points = [line.points[0] for line in panel.lines]
     names = [short(line.label, LABEL) for line in panel.lines]
     places = [tuple(axes.transData.transform((point.x, point.y)).tolist()) for point in points]
-    sizes = [(5.4 * scale * len(name), 11 * scale) for name in names]
+    sizes = [(0.6 * SMALL * scale * len(name), 1.2 * SMALL * scale) for name in names]
     spots = place.beside(places, sizes, axes.get_window_extent().extents.tolist(), scale)
     for point, name, (right, up, align) in zip(points, names, spots, strict=True):
         where = {"xytext": (right, up), "textcoords": "offset points", "ha": align, "va": "center"}

@@ -54,11 +54,8 @@ def wide(section: Section) -> list[bool]:
     """Which blocks of a section take both columns of the page: as few as leave no column half empty."""
     kinds = [type(block) for block in section.blocks]
     odd = kinds.count(Chart) % 2 == 1
-    beside: Block | None = next(
-        (block for block in section.blocks if odd and isinstance(block, Table) and _width(block) <= ROOM), None
-    )
-    if odd and beside is None:
-        beside: Block | None = next((block for block in section.blocks if isinstance(block, Text)), None)
+    narrow = [block for block in section.blocks if isinstance(block, Table) and _width(block) <= ROOM]
+    beside = next(iter([*narrow, *(block for block in section.blocks if isinstance(block, Text))] if odd else ()), None)
     halves = [isinstance(block, Chart) or block is beside or _one_of(block, kinds) for block in section.blocks]
     return [not half for half in halves]
 

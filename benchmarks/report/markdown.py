@@ -65,7 +65,7 @@ def _name(row: Row) -> str:
 
 def _cells(row: Row, width: int) -> list[str]:
     if row.reason is not None:
-        return [escape(row.reason), *[""] * (width - 1)][:width] or []
+        return [escape(row.reason), *[""] * (width - 1)]
     return [_cell(cell) for cell in row.cells]
 
 

@@ -9,7 +9,7 @@ from edgellm.benchmarks.report.charts import Bar, Bars, Chart, Line, Lines, Poin
 from edgellm.benchmarks.report.document import NONE, Cell, Group, Row, Section, Table, Text, clean
 from edgellm.benchmarks.report.texts import GB, MB, about, joined, many, number, percent, pieces, size
 from edgellm.benchmarks.report.view import Entry, View, cell
-from edgellm.benchmarks.result import Case, Moment, Run
+from edgellm.benchmarks.result import Case, Run
 
 LINES = 8
 ROWS = 14
@@ -161,7 +161,7 @@ def limit(view: View) -> Section | None:
 def quality(view: View) -> Section | None:
     """How close a lane is to its source, beside how fast it is."""
     case = view.shallowest()
-    head = ("KL, nats", "top-1", "tokens confirmed", "bits", "file", "" if case is None else f"{case.name}, tok/s")
+    head = ["KL, nats", "top-1", "tokens confirmed", "bits", "file", *([] if case is None else [f"{case.name}, tok/s"])]
 
     def cells(entry: Entry) -> list[Cell]:
         lane, found = entry.lane, entry.lane.quality
@@ -173,10 +173,10 @@ def quality(view: View) -> Section | None:
             NONE if lane.agreement is None else Cell(f"{100 * lane.agreement:.1f} %"),
             NONE if lane.bits is None else Cell(f"{lane.bits:.2f}"),
             Cell(size(lane.size)),
-            cell(entry.figure(case, "speed")),
+            *([] if case is None else [cell(entry.figure(case, "speed"))]),
         ]
 
-    table = view.table("Quality and speed", head if case is not None else head[:-1], cells)
+    table = view.table("Quality and speed", head, cells)
     if table is None:
         return None
     charts = [
@@ -193,8 +193,8 @@ def quality(view: View) -> Section | None:
     ]
     how = (
         "KL is how far a lane's next-token distributions are from the source's at float32, mean over positions with its "
-        "standard error; top-1 how often both find the same token likeliest. Tokens confirmed: those decoded in this run that one pass "
-        "over the same tokens finds likeliest, too."
+        "standard error; top-1 how often both find the same token likeliest. Tokens confirmed: those decoded in this run that "
+        "one pass over the same tokens finds likeliest, too."
     )
     texts = {entry.lane.quality.text for entry in view.all if entry.lane.quality is not None}
     notes = [Text("⚠ KL was measured on different texts and does not compare.")] if len(texts) > 1 else []
@@ -259,8 +259,8 @@ def _conditions(run: Run) -> tuple[Cell, ...]:
     others = "" if busy.others is None else number(busy.others)
     reasons = [clean(reason) for moment in moments for reason in moment.throttled]
     return (
-        _range([moment.celsius for moment in moments]),
-        _range([moment.mhz for moment in moments]),
+        _range([celsius for _, celsius, _ in _seen(run)]),
+        _range([mhz for _, _, mhz in _seen(run)]),
         _range([moment.mhz_limit for moment in moments]),
         Cell(joined(clean(moment.governor or "") for moment in moments) or "–"),
         _range([moment.load for moment in moments]),
@@ -277,17 +277,22 @@ def _range(values: Sequence[float | None]) -> Cell:
     return Cell(low if low == high else f"{low} to {high}")
 
 
+def _seen(run: Run) -> list[tuple[float, float | None, float | None]]:
+    """Seconds, °C and MHz at the run's moments and at the ends of its samples, in order."""
+    seen = [(moment.at, moment.celsius, moment.mhz) for moment in run.moments]
+    seen += [(sample.at + sample.seconds, sample.celsius, sample.mhz) for sample in run.samples]
+    return sorted(seen, key=lambda each: each[0])
+
+
 def _meanwhile(run: Run) -> Iterator[Lines]:
-    def line(name: str, points: Sequence[Point], look: int) -> Iterator[Lines]:
+    """Of many looks that are drawn as one point, what is worst."""
+    seen = _seen(run)
+    heat, clock = [], []
+    for part in pieces(seen, max(1, -(-len(seen) // POINTS))):
+        celsius = [value for _, value, _ in part if value is not None]
+        mhz = [value for _, _, value in part if value is not None]
+        heat += [Point(part[0][0], max(celsius))] if celsius else []
+        clock += [Point(part[0][0], min(mhz))] if mhz else []
+    for look, (name, points) in enumerate((("hottest sensor, °C", heat), ("clock at its lowest, MHz", clock))):
         if len(points) > 2:
             yield Lines("seconds since the start", name, (Line("", look, tuple(points)),), zero=False, symbols=False)
-
-    moments: Sequence[Moment] = sorted(run.moments, key=lambda moment: moment.at)
-    heat, clock = [], []
-    for part in pieces(moments, max(1, -(-len(moments) // POINTS))):
-        heat += (
-            [Point(part[0].at, max(found))] if (found := [each.celsius for each in part if each.celsius is not None]) else []
-        )
-        clock += [Point(part[0].at, min(found))] if (found := [each.mhz for each in part if each.mhz is not None]) else []
-    yield from line("hottest sensor, °C", heat, 0)
-    yield from line("clock at its lowest, MHz", clock, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -18,7 +19,8 @@ LINES = 8  # in one plot
 ROWS = 14
 BINS = 48
 CHUNKS = 60  # points of a line over minutes
-OUTSIDE = 1.15  # times the slowest lane's p99: a rare step of a second would leave no room for the others
+PAUSE = 5.0  # seconds between two samples that are too many for one stretch
+OUTSIDE = 1.15  # times the slowest lane's p99 over all rounds: a rare step of a second would leave no room for the others
 
 
 def decode(view: View) -> Section | None:
@@ -142,7 +144,7 @@ def _hills(view: View, index: int, case: Case) -> Iterator[Chart]:
         if steps and lines:
             found.append((entry, steps, lines))
     for some in pieces(found, ROWS):
-        most = OUTSIDE * max(lines[-1][1] for _, _, lines in some)
+        most = OUTSIDE * max(float(np.percentile(steps, 99)) for _, steps, _ in some)
         least = min(min(steps) for _, steps, _ in some)
         edges = np.linspace(0.92 * least, max(most, 1.1 * least), BINS + 1)
         rows = []
@@ -174,33 +176,76 @@ def sustained(view: View) -> Section | None:
     if not cases:
         return None
     found = [
-        [(entry, next(samples(entry, cases[0]))) for entry in entries if entry.figure(cases[0], "speed")]
+        [(entry, Stretch.of(list(samples(entry, cases[0])))) for entry in entries if entry.figure(cases[0], "speed")]
         for entries in view.entries
     ]
     head = ("minutes", "first tenth, tok/s", "last tenth, tok/s", "kept", "hottest, °C", "clock, MHz")
-    sample_of = {id(entry): sample for each in found for entry, sample in each}
-    table = view.table("Decoding without a break", head, lambda entry: _kept(entry, sample_of.get(id(entry))))
+    stretch_of = {id(entry): stretch for each in found for entry, stretch in each}
+    table = view.table("Decoding without a break", head, lambda entry: _kept(entry, stretch_of.get(id(entry))))
     if table is None:
         return None
     charts = [
         chart
         for index, each in enumerate(found)
-        for some in pieces([(entry, sample) for entry, sample in each if len(sample.steps) > 1], LINES)
+        for some in pieces([(entry, stretch) for entry, stretch in each if len(stretch.steps) > 1], LINES)
         for chart in _over_time(view, index, some)
     ]
     how = "What a machine keeps up when it gets warm: kept is the last tenth's speed over the first tenth's."
     return Section("sustained", "Sustained speed", (Text(how), *charts, table))
 
 
-def _kept(entry: Entry, sample: Sample | None) -> list[Cell]:
-    if sample is None or not sample.steps:
+@dataclass(frozen=True)
+class Stretch:
+    """Decoding without a break: samples that follow each other at once are one stretch.
+
+    Attributes:
+        at: seconds from the run's start.
+        seconds: from there to the end of the last sample.
+        steps: seconds of each token.
+        ends: of each step, seconds since the stretch began.
+        seen: (seconds since then, °C, MHz), as samples end.
+    """
+
+    at: float
+    seconds: float
+    steps: tuple[float, ...]
+    ends: tuple[float, ...]
+    seen: tuple[tuple[float, float | None, float | None], ...]
+
+    @staticmethod
+    def of(found: list[Sample]) -> Stretch:
+        """The first stretch of samples, of which there is at least one."""
+        found.sort(key=lambda sample: sample.at)
+        first = found[0].at
+        ends: list[float] = []
+        steps: list[float] = []
+        seen: list[tuple[float, float | None, float | None]] = []
+        until = first
+        for sample in found:
+            if sample.at > until + PAUSE:
+                break
+            until = sample.at + sample.seconds
+            ends += [sample.at - first + end for end in itertools.accumulate(sample.steps)]
+            steps += sample.steps
+            seen.append((until - first, sample.celsius, sample.mhz))
+        return Stretch(first, until - first, tuple(steps), tuple(ends), tuple(seen))
+
+    def during(self, entry: Entry) -> list[tuple[float, float | None, float | None]]:
+        """What was seen at samples' ends and at the run's moments in between, in order."""
+        moments = [moment for moment in entry.run.moments if self.at <= moment.at <= self.at + self.seconds]
+        between = [(moment.at - self.at, moment.celsius, moment.mhz) for moment in moments]
+        return sorted([*self.seen, *between], key=lambda seen: seen[0])
+
+
+def _kept(entry: Entry, stretch: Stretch | None) -> list[Cell]:
+    if stretch is None or not stretch.steps:
         return [NONE] * 6
-    tenth = max(1, len(sample.steps) // 10)
-    first, last = (tenth / sum(steps) for steps in (sample.steps[:tenth], sample.steps[-tenth:]))
-    heat = [value for _, value, _ in _during(entry, sample) if value is not None]
-    clock = [value for _, _, value in _during(entry, sample) if value is not None]
+    tenth = max(1, len(stretch.steps) // 10)
+    first, last = (tenth / sum(steps) for steps in (stretch.steps[:tenth], stretch.steps[-tenth:]))
+    heat = [value for _, value, _ in stretch.during(entry) if value is not None]
+    clock = [value for _, _, value in stretch.during(entry) if value is not None]
     return [
-        Cell(f"{sample.seconds / 60:.1f}"),
+        Cell(f"{stretch.seconds / 60:.1f}"),
         Cell(number(first)),
         Cell(number(last)),
         Cell(f"{100 * last / first:.0f} %"),
@@ -209,19 +254,13 @@ def _kept(entry: Entry, sample: Sample | None) -> list[Cell]:
     ]
 
 
-def _during(entry: Entry, sample: Sample) -> list[tuple[float, float | None, float | None]]:
-    """Seconds since the sample began, °C, MHz."""
-    moments = [moment for moment in entry.run.moments if sample.at <= moment.at <= sample.at + sample.seconds]
-    return [(moment.at - sample.at, moment.celsius, moment.mhz) for moment in moments]
-
-
-def _over_time(view: View, index: int, some: Sequence[tuple[Entry, Sample]]) -> Iterator[Chart]:
-    longest = max(sample.seconds for _, sample in some)
+def _over_time(view: View, index: int, some: Sequence[tuple[Entry, Stretch]]) -> Iterator[Chart]:
+    longest = max(stretch.seconds for _, stretch in some)
     unit, scale = ("minutes", 60.0) if longest > 150 else ("seconds", 1.0)
     speeds, heats, clocks = [], [], []
-    for entry, sample in some:
-        speeds.append(Line(entry.label, entry.look, tuple(_chunks(sample, scale))))
-        during = _during(entry, sample)
+    for entry, stretch in some:
+        speeds.append(Line(entry.label, entry.look, tuple(_chunks(stretch, scale))))
+        during = stretch.during(entry)
         heats.append(Line(entry.label, entry.look, tuple(Point(at / scale, c) for at, c, _ in during if c is not None)))
         clocks.append(Line(entry.label, entry.look, tuple(Point(at / scale, mhz) for at, _, mhz in during if mhz is not None)))
     panel = Lines(unit, "tokens a second", tuple(speeds), symbols=False)
@@ -235,14 +274,11 @@ def _over_time(view: View, index: int, some: Sequence[tuple[Entry, Sample]]) -> 
         yield Chart(view.titled("Temperature and clock meanwhile", index), f"{'. '.join(said)}.", tuple(panels))
 
 
-def _chunks(sample: Sample, scale: float) -> Iterator[Point]:
+def _chunks(stretch: Stretch, scale: float) -> Iterator[Point]:
     """Mean speeds of as many steps each; single steps would be a band of noise."""
-    ends = list(itertools.accumulate(sample.steps))
-    for part in pieces(range(len(ends)), max(1, -(-len(ends) // CHUNKS))):
-        start = ends[part[0]] - sample.steps[part[0]]
-        end = ends[part[-1]]
-        if end > start:
-            yield Point((start + end) / 2 / scale, len(part) / (end - start))
+    for part in pieces(range(len(stretch.steps)), max(1, -(-len(stretch.steps) // CHUNKS))):
+        speed = len(part) / sum(stretch.steps[part[0] : part[-1] + 1])
+        yield Point((stretch.ends[part[0]] - stretch.steps[part[0]] + stretch.ends[part[-1]]) / 2 / scale, speed)
 
 
 # The warm-up

@@ -13,7 +13,7 @@ GB, MB = 1e9, 1e6
 def number(value: float) -> str:
     """Three digits: 1,234 and 12.3 and 0.0123."""
     size = abs(value)
-    if size >= 100 or size == 0:
+    if size >= 99.95 or size == 0:
         return f"{value:,.0f}" if size < 1e9 else f"{value:.3g}"
     if size >= 1:
         return f"{value:.1f}" if size >= 9.995 else f"{value:.2f}"

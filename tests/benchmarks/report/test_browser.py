@@ -162,7 +162,8 @@ def test_tables_scroll_inside_their_own_box_and_the_keyboard_reaches_them(opened
     page = opened[0]
     boxes = page.evaluate(
         """() => [...document.querySelectorAll('.scroll')].map(each =>
-             [each.scrollWidth > each.clientWidth + 1, each.tabIndex, each.getBoundingClientRect().right <= window.innerWidth])"""
+             [each.scrollWidth > each.clientWidth + 1, each.tabIndex,
+              each.getBoundingClientRect().right <= window.innerWidth])"""
     )
     assert all(index == 0 and inside for _, index, inside in boxes)
     if page.viewport_size["width"] == SIZES["phone"][0]:

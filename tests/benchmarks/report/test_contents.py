@@ -180,6 +180,22 @@ def test_sustained_speed_says_what_is_kept() -> None:
     assert [panel.y for panel in heat.panels if isinstance(panel, Lines)] == ["hottest sensor, °C", "clock, MHz"]
 
 
+def test_sustained_windows_make_one_stretch_and_what_comes_after_a_break_is_not_of_it() -> None:
+    case = Case("sustained")
+    windows = [(10.0, 0.01, 50.0), (15.1, 0.0125, 60.0), (20.2, 0.02, 70.0), (400.0, 0.5, 99.0)]
+    samples = [
+        Sample("a", case, number, at, 5.0, (step,) * round(5 / step), celsius=celsius, mhz=1000.0)
+        for number, (at, step, celsius) in enumerate(windows, 1)
+    ]
+    found = document([dataclasses.replace(known("a"), samples=tuple(samples[::-1]))])
+    assert cells(found, "sustained", "onnx")["kept"] == ("50 %", "")
+    assert cells(found, "sustained", "onnx")["hottest, °C"] == ("70", "from 50")
+    speed, heat = [block for block in section(found, "sustained") if isinstance(block, Chart)]
+    (line,) = speed.panels[0].lines  # type: ignore[union-attr]
+    assert 14 < line.points[-1].x < 15.2
+    assert [round(point.x, 1) for point in heat.panels[0].lines[0].points] == [5.0, 10.1, 15.2]  # type: ignore[union-attr]
+
+
 def test_energy_says_when_there_is_no_counter() -> None:
     assert texts(document([a_run(trials=1, energy=None)]), "energy") == "No counter on this host."
     assert not [block for block in section(document([a_run(trials=1, energy=None)]), "energy") if isinstance(block, Table)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from xml.etree import ElementTree as ET
 
@@ -10,7 +11,9 @@ import pytest
 from edgellm.benchmarks.report.charts import Bar, Bars, Chart, Drawing, Hills, Line, Lines, Mark, Marks, Point
 from edgellm.benchmarks.report.draw import HATCHES, STROKES, SYMBOLS, draw, symbol
 
-LINES = tuple(Line(f"lane {number}", number, (Point(1, 10 + number, 9, 12), Point(4, 5))) for number in range(8))
+LINES = tuple(
+    Line(f"lane {number}", number, (Point(1, 10 + number, 9 + number, 12 + number), Point(4, 5))) for number in range(8)
+)
 PANELS: dict[str, Drawing] = {
     "lines": Lines("x", "speed", LINES, shaded=(1.5, "warm-up")),
     "named": Lines("x", "speed", LINES[:2], names=("load", "a", "b", "c", "decode")),
@@ -87,7 +90,7 @@ def test_names_at_lines_do_not_cover_each_other() -> None:
     lines = tuple(Line(f"lane {number}", number, (Point(1, 10), Point(2, 10 + number / 100))) for number in range(8))
     root = drawn(Lines("x", "y", lines))
     heights = sorted(float(element.attrib["y"]) for element in root.iter("text") if (element.text or "").startswith("lane"))
-    assert min(b - a for a, b in zip(heights, heights[1:], strict=False)) > 9
+    assert min(b - a for a, b in itertools.pairwise(heights)) > 9
 
 
 def test_every_point_has_its_symbol() -> None:

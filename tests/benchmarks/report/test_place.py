@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ def test_names_keep_their_order_their_distance_and_stay_inside(wanted: list[floa
     places = apart(wanted, 0.1)
     order = sorted(range(len(wanted)), key=lambda index: wanted[index])
     heights = [places[index] for index in order]
-    assert all(b - a >= 0.1 - 1e-9 for a, b in zip(heights, heights[1:], strict=False))
+    assert all(b - a >= 0.1 - 1e-9 for a, b in itertools.pairwise(heights))
     assert all(-1e-9 <= height <= 1 + 1e-9 for height in heights)
 
 
