@@ -21,7 +21,7 @@ demo: $(VENV)/.installed
 	$(BIN)/edgellm convert "$$source" -o $(BUNDLE) --target both --preset fast
 	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --runtime onnx --max-tokens 128 --temperature 0
 	$(BIN)/edgellm run $(BUNDLE) "$(QUESTION)" --runtime tflite --max-tokens 128 --temperature 0
-	$(BIN)/edgellm bench $(BUNDLE) --json $(BUNDLE).json
+	$(BIN)/edgellm bench $(BUNDLE) --trials 2 --json $(BUNDLE).json
 
 # The whole suite, slow tests and real models included. Where tests run side by side each has one thread for its algebra: with
 # more they wait for each other.

@@ -94,6 +94,7 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {
     "convert to onnx, int8": partial(_convert, "onnx", None, "int8"),
     "convert to tflite, rtn, int4": partial(_convert, "tflite", "rtn", "int4"),
     "convert to tflite, int4": partial(_convert, "tflite", None, "int4"),
+    "convert to both, rtn, int4": partial(_convert, "both", "rtn", "int4"),
     "convert to both, int4": partial(_convert, "both", None, "int4"),
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,6 +89,33 @@ def peak_rss() -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+def forget_peak() -> None:
+    """Let `peak_rss` begin anew from what is resident now, where the system can (Linux: proc(5), clear_refs)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def pss() -> int | None:
+    """Proportional set size of this process in bytes: a page that n processes share counts as an n-th; None but on Linux."""
+    share = _field(_read("/proc/self/smaps_rollup"), "Pss")
+    return int(share.split()[0]) * 1024 if share else None
+
+
+def forget_files(files: Iterable[Path]) -> None:
+    """Drive files out of the page cache, where the system offers that (Linux); what is mapped elsewhere stays."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for file in files:
+        with contextlib.suppress(OSError), file.open("rb") as opened:
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def read_bytes() -> int | None:
+    """Bytes that storage had to deliver to this process so far; None where the system does not tell (not Linux)."""
+    count = _field(_read("/proc/self/io"), "read_bytes")
+    return int(count) if count else None
 
 
 def _memory() -> int | None:

@@ -1,10 +1,10 @@
 """Larger shapes with random weights: what converting and running them takes in time and memory.
 
-    python -m edgellm.benchmarks.shapes 1.5B 3B --folder /big/disk
+    python -m edgellm.benchmarks.shapes 1.5B 3B --folder /big/disk --json run.json
 
 Speed and memory depend on a model's shape and not on what its weights say, so a shape is enough to measure where no such
-model is at hand. Each model is written as a Hugging Face folder of bfloat16, converted and measured in processes of their
-own, and removed again.
+model is at hand. Each model is written as a Hugging Face folder of bfloat16, converted for both runtimes, and removed when
+all of them were measured side by side.
 """
 
 from __future__ import annotations
@@ -12,24 +12,26 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shlex
 import shutil
 import struct
-import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer, models
+from tokenizers import Tokenizer, decoders, models
 
-from edgellm.benchmarks import conversion
+from edgellm.benchmarks import conversion, result
+from edgellm.benchmarks.result import Settings
+from edgellm.benchmarks.run import measure
+from edgellm.bundle import Bundle
+from edgellm.errors import EdgeError
 
 CHUNK = 1 << 25  # values of the random block that all tensors are cut from
 SPREAD = 0.02
-BENCH = (
-    "import json, sys; from edgellm.benchmarks.harness import Settings, measure;"
-    "print(json.dumps(measure(sys.argv[1], Settings(prompts=(128, 512), trials=3)).to_json()))"
-)
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,9 @@ def write(folder: Path, shape: Shape) -> None:
         "eos_token_id": 0,
     }
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    Tokenizer(models.WordLevel({"a": 0}, unk_token="a")).save(str(folder / "tokenizer.json"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))  # noqa: S106
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(folder / "tokenizer.json"))
     header, end = {}, 0
     for name, size in _tensors(shape).items():
         start, end = end, end + 2 * math.prod(size)
@@ -103,36 +107,40 @@ def _tensors(shape: Shape) -> dict[str, list[int]]:
     return {**tensors, "model.embed_tokens.weight": [shape.vocab, shape.hidden], "model.norm.weight": [shape.hidden]}
 
 
-def run(name: str, folder: Path, quant: str) -> str:
-    """Convert and measure one shape; a row of the table."""
-    source, bundle = folder / f"{name}-random", folder / f"{name}-{quant}"
+def make(name: str, folder: Path) -> Path:
+    """Convert one shape for both runtimes, without a look at what it says; the source is removed again."""
+    source, bundle = folder / f"{name}-random", folder / name
     try:
         write(source, SHAPES[name])
-        cost = conversion.measure(f"convert to {quant}", source, bundle)
-        size = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
-        done = subprocess.run([sys.executable, "-c", BENCH, str(bundle)], check=True, capture_output=True, text=True)
-        report = json.loads(done.stdout)
-        figures = {series["name"]: series["median"] for series in report["series"]}
-        measured = " | ".join(f"{figures[key]:,.0f}" for key in figures if key.startswith(("load", "prefill", "decode")))
-        made = f"{cost.seconds:.0f} s, {(cost.rss or 0) / 1e6:,.0f} MB"
-        return f"| {name} {quant} | {made} | {size:,.0f} MB | {measured} | {report['peak_rss'] / 1e6:,.0f} MB |"
+        cost = conversion.measure("convert to both, rtn, int4", source, bundle)
+        print(
+            f"{name}: converted in {cost.seconds:.0f} s, peak RSS {(cost.rss or 0) / 1e6:,.0f} MB", file=sys.stderr, flush=True
+        )
+        return bundle
     finally:
         shutil.rmtree(source, ignore_errors=True)
-        shutil.rmtree(bundle, ignore_errors=True)
 
 
-def main() -> None:
+def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.shapes", description=__doc__)
     parser.add_argument("names", nargs="*", default=list(SHAPES), choices=SHAPES)
-    parser.add_argument("--folder", type=Path, required=True, help="where up to 9 GB have room for a while")
-    parser.add_argument("--quant", default="int4")
+    parser.add_argument("--folder", type=Path, required=True, help="where up to 12 GB have room for a while")
+    parser.add_argument("--trials", type=int, default=3, metavar="N", help="rounds that count")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write the run")
     arguments = parser.parse_args()
-    print("| shape | conversion: time, peak RSS | bundle | load ms | prefill 128 | prefill 512 | decode | peak RSS |")
-    print("|---|---|---|---|---|---|---|---|")
-    for name in arguments.names:
-        print(run(name, arguments.folder, arguments.quant), flush=True)
+    command = shlex.join(["python", "-m", "edgellm.benchmarks.shapes", *sys.argv[1:]])
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgellm-shapes-", dir=arguments.folder) as scratch:
+            bundles = [Bundle.open(make(name, Path(scratch))) for name in arguments.names]
+            say = partial(print, file=sys.stderr, flush=True)
+            done = measure(bundles, (), Settings(trials=arguments.trials), command=command, progress=say)
+        result.write(done, arguments.json)
+    except EdgeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -77,12 +77,12 @@ def graph(bundle: Bundle, graph: Graph) -> Stored:
     """
     read = _of_tflite if graph.file.endswith(".tflite") else _of_onnx
     matrices = list(read(bundle.file(graph.file), bundle.spec.vocab_size))
-    weights, final = _weights(bundle.spec), bundle.spec.hidden_size**2 * bundle.spec.final_linear
+    count, final = linear_weights(bundle.spec), bundle.spec.hidden_size**2 * bundle.spec.final_linear
     there = sum(each.weights for each in matrices)
-    if there != weights + final:
-        what = f"{there} weights in linears, not {weights + final}"
+    if there != count + final:
+        what = f"{there} weights in linears, not {count + final}"
         raise BundleError(what, where=bundle.file(graph.file), fix="report it")
-    return _sum(matrices, weights)
+    return _sum(matrices, count)
 
 
 def _sum(matrices: list[Matrix], weights: int) -> Stored:
@@ -91,7 +91,7 @@ def _sum(matrices: list[Matrix], weights: int) -> Stored:
     return Stored(stored / weights, (codes + scales * HALF) / weights, weights) if weights else Stored(0.0, 0.0, 0)
 
 
-def _weights(spec: ModelSpec) -> int:
+def linear_weights(spec: ModelSpec) -> int:
     """How many weights the linears of the layers have."""
     total = 0
     for layer in range(len(spec.layers)):

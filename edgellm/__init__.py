@@ -62,9 +62,10 @@ def load(
 
     Args:
         path: the bundle's folder.
-        runtime: which of the bundle's graphs to load, "onnx" or "tflite"; None takes the one that `edgellm bench` found to
-            decode fastest on this machine, else "onnx" where it is there, else the first that is installed.
-        threads: threads of a step; None fits the machine.
+        runtime: which of the bundle's graphs to load, "onnx" or "tflite"; None takes the one that `edgellm tune` or
+            `edgellm bench` found to be fastest on this machine, else "onnx" where it is there, else the first that is
+            installed.
+        threads: threads of a step; None takes what `edgellm tune` found, else what fits the machine.
         max_context: tokens that prompt and answer may have together; None takes what the bundle was made for.
 
     Raises:

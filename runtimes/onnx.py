@@ -29,7 +29,9 @@ from edgellm.runtimes import memory
 from edgellm.runtimes.session import Logits, TokenCache
 
 NAME, PACKAGE = "onnx", "onnxruntime"
-CHUNK = 128  # prompt tokens in one run: longer ones are no faster, and hold more activations
+CHUNK = 128  # prompt tokens in one run: longer ones are no faster where it was measured, and hold more activations
+CHUNKS = (32, 64, CHUNK, 256)
+THREADS_AT_LOAD = True
 LOGITS_BYTES = 64 << 20  # of one run of `logits`
 FIRST_CAPACITY = 256
 MASKS = 64  # attention masks made at once: making one between two steps, with cold caches, takes 0.1 ms
@@ -139,6 +141,7 @@ class OnnxRuntime:
     def __init__(self, inference: Any, graph: Graph, *, vocab: int, threads: int, max_context: int) -> None:
         self.threads = threads
         self.max_context = max_context
+        self.chunks, self.chunk = CHUNKS, CHUNK
         self._inference: Any = inference
         self._graph = graph
         self._vocab = vocab
@@ -200,9 +203,10 @@ class OnnxSession(TokenCache):
         if len(array) == 1:
             return self.decode(int(array[0]))
         with self._all_or_nothing():
-            last = (len(array) - 1) // CHUNK * CHUNK
-            for begin in range(0, last, CHUNK):
-                self._append(array[begin : begin + CHUNK], NONE)
+            chunk = self._runtime.chunk
+            last = (len(array) - 1) // chunk * chunk
+            for begin in range(0, last, chunk):
+                self._append(array[begin : begin + chunk], NONE)
             self._last[:] = self._append(array[last:], LAST)[0]
         return self._last
 

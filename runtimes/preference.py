@@ -1,28 +1,20 @@
-"""Which of a bundle's runtimes to take when nobody says: the one that `edgellm bench` found to be the best here.
+"""How a bundle is loaded where nobody says: the way that `edgellm tune` found to be the fastest here.
 
-The best is the one that decodes the most tokens a second in bench's own decode case, with the threads that a load takes by
-default. What bench found lies in the user's cache, in a file named after everything that it depends on: the bundle's content,
-the processor, the threads, the versions of edgellm and of every installed runtime of the bundle. So what was found elsewhere,
-or before something was upgraded, installed or removed, is not found again.
+Without it, in the runtime that decodes the most tokens a second in `edgellm bench`'s own decode case, with the threads that a
+load takes by default. `edgellm.runtimes.tuned` keeps what they found.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
 import logging
-import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
-from edgellm._version import __version__
-from edgellm.bundle import Bundle, cache_dir
+from edgellm.bundle import Bundle
+from edgellm.errors import ResourceError
 from edgellm.runtimes import adapters
-from edgellm.runtimes.processor import processor
 from edgellm.runtimes.threads import default_threads
+from edgellm.runtimes.tuned import How, Tuned, keep, recall
 
 PREFERRED = "onnx"
 
@@ -31,14 +23,26 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Choice:
-    """A runtime, and why it is the one."""
+    """A way to run a bundle, and why it is the one."""
 
-    name: str
+    how: How
     reason: str
+
+    @property
+    def name(self) -> str:
+        """Of the runtime."""
+        return self.how.runtime
 
 
 def choose(bundle: Bundle) -> Choice:
-    """The runtime that loads a bundle where none is asked for.
+    """How a bundle is loaded where nothing is asked for: as tune found, else by `untuned`."""
+    usable = adapters.installed(bundle)
+    tuned = recall(bundle, usable).tuned if usable else None
+    return untuned(bundle) if tuned is None else Choice(tuned.how, _reason(tuned))
+
+
+def untuned(bundle: Bundle) -> Choice:
+    """The default that tune has to beat: a runtime, with all that it does by default.
 
     It is the best that bench found here, else onnx, else the first that is installed. Where none is, it is onnx or the first:
     loading that says what to install.
@@ -46,17 +50,31 @@ def choose(bundle: Bundle) -> Choice:
     usable = adapters.installed(bundle)
     if not usable:
         there = list(bundle.graphs)
-        return Choice(PREFERRED if PREFERRED in there else there[0], "none of the bundle's runtimes is installed")
+        name = PREFERRED if PREFERRED in there else there[0]
+        return Choice(How(name), "none of the bundle's runtimes is installed")
     if len(usable) == 1:
         alone = "the only one in the bundle" if len(bundle.graphs) == 1 else "the only one of the bundle's that is installed"
-        return Choice(next(iter(usable)), alone)
-    rates = _recall(bundle, usable)
-    if rates is None:
+        return Choice(How(next(iter(usable))), alone)
+    rates = recall(bundle, usable).decode
+    if not rates:
         name = PREFERRED if PREFERRED in usable else next(iter(usable))
-        return Choice(name, "none is measured here, 'edgellm bench' finds the fastest")
+        return Choice(How(name), "none is measured here, 'edgellm bench' finds the fastest")
     best, *others = sorted(rates, key=lambda name: -rates[name])
     slower = ", ".join(f"{name} {rates[name]:,.1f}" for name in others)
-    return Choice(best, f"it decodes {rates[best]:,.1f} tokens/s here, {slower} ('edgellm bench')")
+    return Choice(How(best), f"it decodes {rates[best]:,.1f} tokens/s here, {slower} ('edgellm bench')")
+
+
+def settle(bundle: Bundle, name: str | None, threads: int | None) -> How:
+    """How to load where a runtime or the threads are asked for.
+
+    What tune found holds for the runtime and the threads that it was measured with: with others, everything else is as by
+    default.
+    """
+    how = choose(bundle).how
+    if name not in (None, how.runtime):
+        return How(name, threads)
+    measured = default_threads() if how.threads is None else how.threads
+    return how if threads in (None, measured) else How(how.runtime, threads)
 
 
 def remember(bundle: Bundle, rates: Mapping[str, float]) -> None:
@@ -64,35 +82,16 @@ def remember(bundle: Bundle, rates: Mapping[str, float]) -> None:
 
     Where a runtime that is installed was not measured, or the cache cannot be written, nothing is kept.
     """
-    usable = adapters.installed(bundle)
-    if len(usable) < 2 or not _is_sound(rates, usable):
+    if len(adapters.installed(bundle)) < 2 or not rates:
         return
-    file = _file(bundle, usable)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".making-", dir=file.parent) as scratch:
-            made = Path(scratch) / "record"
-            made.write_text(json.dumps({"decode": dict(rates)}), encoding="utf-8")
-            made.replace(file)
-    except OSError as error:
+        keep(bundle, decode=rates)
+    except (ResourceError, ValueError) as error:
         logger.debug("what bench found is not kept: %s", error)
 
 
-def _recall(bundle: Bundle, usable: Mapping[str, str]) -> dict[str, float] | None:
-    """Rates by runtime; None where nothing is known, or the file is damaged."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        rates = json.loads(_file(bundle, usable).read_text(encoding="utf-8"))["decode"]
-        if isinstance(rates, dict) and _is_sound(rates, usable):
-            return rates
-    return None
-
-
-def _is_sound(rates: Mapping[str, object], usable: Mapping[str, str]) -> bool:
-    numbers = all(isinstance(rate, float) and math.isfinite(rate) and rate > 0 for rate in rates.values())
-    return numbers and rates.keys() == usable.keys()
-
-
-def _file(bundle: Bundle, usable: Mapping[str, str]) -> Path:
-    content = sorted((name, entry.sha256) for name, entry in bundle.files.items())
-    parts = [content, sorted(usable.items()), processor(), default_threads(), __version__]
-    return cache_dir() / "fastest" / f"{hashlib.sha256(repr(parts).encode()).hexdigest()}.json"
+def _reason(tuned: Tuned) -> str:
+    took = f"a turn takes {tuned.seconds:.3g} s here"
+    beside = f", {tuned.default_seconds:.3g} by default" if tuned.how != How(tuned.how.runtime) else ""
+    settings = f"with {tuned.how.settings} " if tuned.how.settings else ""
+    return f"{settings}{took}{beside} ('edgellm tune')"

@@ -5,7 +5,8 @@ One adapter is one file of this folder, named as users name the runtime (`onnx`,
     load(bundle: Bundle, *, threads: int, max_context: int) -> Runtime
 
 and its distribution's name, PACKAGE, whose module is named alike with underscores and is imported only when `load` is called.
-Sessions know token ids, not text.
+THREADS_AT_LOAD says whether all threads that it ever uses, beside the caller's own, are made in `load`, so that they can be
+kept on some CPUs. Sessions know token ids, not text.
 """
 
 from __future__ import annotations
@@ -71,11 +72,15 @@ class Runtime(Protocol):
         name: the adapter's name.
         threads: threads that a step uses.
         max_context: the longest context a session may have.
+        chunks: sizes of the parts in which a prompt can go in, in tokens.
+        chunk: the largest that new sessions take; one of `chunks`.
     """
 
     name: str
     threads: int
     max_context: int
+    chunks: tuple[int, ...]
+    chunk: int
 
     def session(self) -> Session:
         """A new, empty session."""

@@ -48,6 +48,7 @@ from edgellm.runtimes.weight_cache import packed_weights
 
 NAME, PACKAGE = "tflite", "ai-edge-litert"
 KEY_AXES = (AXES, ("batch", "kv_heads", "head_dim", "capacity"))
+THREADS_AT_LOAD = True
 STEPS = {"float32": STEP, "int8": 64}  # slots by which a cache grows: the smaller ones are read and moved faster
 
 
@@ -212,6 +213,8 @@ class TfliteRuntime:
         signatures = model.signatures.values()
         self.decode = model.signatures[DECODE]
         self.prefills = sorted((each for each in signatures if each.name.startswith(PREFILL)), key=lambda each: each.tokens)
+        self.chunks = tuple(each.tokens for each in self.prefills)
+        self.chunk = self.chunks[-1]
         self.logits = next(each for each in signatures if each.name.startswith(LOGITS))
 
     def session(self) -> TfliteSession:
@@ -249,7 +252,8 @@ class TfliteSession(ChunkedSession[Signature]):
     """One KV cache; see `edgellm.runtimes.session.Session`."""
 
     def __init__(self, runtime: TfliteRuntime) -> None:
-        super().__init__(runtime.vocab, runtime.max_context, runtime.decode, runtime.logits, runtime.prefills)
+        chunks = [each for each in runtime.prefills if each.tokens <= runtime.chunk]
+        super().__init__(runtime.vocab, runtime.max_context, runtime.decode, runtime.logits, chunks)
         self._runtime = runtime
         self._capacity = 0
         self._kv: dict[str, Any] = {}

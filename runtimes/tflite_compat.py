@@ -49,6 +49,7 @@ NAME, PACKAGE = "tflite_compat", "tflite-runtime"
 INSTALL = "pip install 'edgellm[tflite-runtime]' 'numpy<2'"
 CONVERT = "convert the model again with --target tflite-compat"
 LAST_PYTHON = (3, 11)
+THREADS_AT_LOAD = False  # with the first large product
 COPIES = 3  # of a cache: the session's, and the interpreter's inputs of a step and of a chunk
 Cache = NDArray[np.float32]
 NOWHERE = np.iinfo(np.int32).max  # the position of an empty slot: no query sees it
@@ -206,7 +207,9 @@ class CompatRuntime:
         self.logits = next(each for name, each in signatures.items() if name.startswith(LOGITS))
         prefills = [each for name, each in signatures.items() if name.startswith(PREFILL)]
         # a token of a chunk costs nearly as much as a step, so a short rest of a prompt goes by steps
-        self.chunks = sorted([self.decode, *prefills], key=lambda each: each.tokens)
+        self.prefills = sorted([self.decode, *prefills], key=lambda each: each.tokens)
+        self.chunks = tuple(each.tokens for each in self.prefills)
+        self.chunk = self.chunks[-1]
         self._owner: object = None  # the session whose cache the inputs of a step hold
         self._capacity = 0  # of these inputs
 
@@ -277,7 +280,8 @@ class CompatSession(ChunkedSession[Signature]):
     """One KV cache; see `edgellm.runtimes.session.Session`."""
 
     def __init__(self, runtime: CompatRuntime) -> None:
-        super().__init__(runtime.vocab, runtime.max_context, runtime.decode, runtime.logits, runtime.chunks)
+        chunks = [each for each in runtime.prefills if each.tokens <= runtime.chunk]
+        super().__init__(runtime.vocab, runtime.max_context, runtime.decode, runtime.logits, chunks)
         self._runtime = runtime
         self._mark = object()
         self._held = 0  # tokens of the cache that a step has already

@@ -9,13 +9,58 @@ A runtime's own default is the machine's cores, whatever part of them this proce
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.runtimes import cgroup
 
 ROOT = Path("/")
+
+
+@dataclass(frozen=True)
+class Topology:
+    """What there is for threads to run on.
+
+    Attributes:
+        cores: of each CPU that this process may use, the physical core that it is a hardware thread of.
+        capacity: of each of them, as the kernel tells it; empty where it does not tell of all.
+        quota: CPUs' worth of time that the control groups allow; None without a limit.
+        threads: that suit, as far as all this tells.
+    """
+
+    cores: Mapping[int, str]
+    capacity: Mapping[int, int]
+    quota: float | None
+    threads: int
+
+
+def topology(cpus: Collection[int] | None = None, root: Path = ROOT) -> Topology:
+    """The machine whose /proc and /sys lie below `root`, for a process that may use `cpus`; None is this process."""
+    cpus = sorted(allowed_cpus() if cpus is None else cpus)
+    return Topology({cpu: _core(cpu, root) for cpu in cpus}, _capacities(cpus, root), cpu_quota(root), threads_for(cpus, root))
+
+
+@contextlib.contextmanager
+def pinned(cpus: Collection[int]) -> Iterator[None]:
+    """Threads that the block makes run on `cpus` only; the calling thread is as before when it ends.
+
+    A thread starts with the affinity of the one that made it. Without CPUs, on a system without affinity, and where the
+    system refuses them, nothing changes.
+    """
+    if not cpus or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        with contextlib.suppress(OSError):  # a CPU went offline, or the container may not use it any more
+            os.sched_setaffinity(0, cpus)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            os.sched_setaffinity(0, before)
 
 
 def default_threads() -> int:
@@ -39,22 +84,13 @@ def threads_for(cpus: Collection[int], root: Path) -> int:
 
 def big_cpus(cpus: Collection[int], root: Path) -> frozenset[int]:
     """Those CPUs with at least half the capacity of the strongest; all of them where the kernel does not tell."""
-    capacity = {cpu: cgroup.read_number(_cpu(root, cpu) / "cpu_capacity") for cpu in cpus}
-    known = [value for value in capacity.values() if value is not None]
-    if len(known) < len(capacity):
-        return frozenset(cpus)
-    return frozenset(cpu for cpu, value in capacity.items() if value is not None and 2 * value >= max(known))
+    capacity = _capacities(cpus, root)
+    return frozenset(cpu for cpu in cpus if not capacity or 2 * capacity[cpu] >= max(capacity.values()))
 
 
 def physical_cores(cpus: Collection[int], root: Path) -> frozenset[str]:
     """One name per physical core: the CPUs that the kernel lists as its hardware threads."""
-    names = set()
-    for cpu in cpus:
-        try:
-            names.add((_cpu(root, cpu) / "topology/thread_siblings_list").read_text(encoding="ascii").strip())
-        except (OSError, ValueError):
-            names.add(str(cpu))
-    return frozenset(names)
+    return frozenset(_core(cpu, root) for cpu in cpus)
 
 
 def cpu_quota(root: Path) -> float | None:
@@ -74,6 +110,20 @@ def cpu_quota(root: Path) -> float | None:
             if quota is not None and quota > 0 and period:
                 quotas.append(quota / period)
     return min(quotas, default=None)
+
+
+def _capacities(cpus: Collection[int], root: Path) -> dict[int, int]:
+    """By CPU; empty where the kernel does not tell of all."""
+    found = {cpu: cgroup.read_number(_cpu(root, cpu) / "cpu_capacity") for cpu in cpus}
+    known = {cpu: value for cpu, value in found.items() if value is not None}
+    return known if len(known) == len(found) else {}
+
+
+def _core(cpu: int, root: Path) -> str:
+    try:
+        return (_cpu(root, cpu) / "topology/thread_siblings_list").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return str(cpu)
 
 
 def _cpu(root: Path, cpu: int) -> Path:

@@ -52,7 +52,7 @@ def test_every_example_runs(models: Callable[[str], Path], tmp_path: Path) -> No
     model = models("smollm2")
     (tmp_path / model.name).symlink_to(model)
     blocks = examples()
-    assert [block.language for block in blocks] == ["sh", "sh", "sh", "python", "python", "python"]
+    assert [block.language for block in blocks] == ["sh", "sh", "sh", "sh", "python", "python", "python"]
     outputs: list[str] = []
     for language, code in blocks:
         if language == "python":
@@ -66,7 +66,7 @@ def test_every_example_runs(models: Callable[[str], Path], tmp_path: Path) -> No
             outputs.append(run(["-m", "edgellm", *arguments], tmp_path))
     assert "Paris" in outputs[-3]
     assert outputs[-1].startswith("no-such-bundle: no such folder")
-    assert (tmp_path / "report.json").is_file()
+    assert all((tmp_path / name).is_file() for name in ("run.json", "run.html", "run.md"))
 
 
 @pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "CHANGELOG.md"])

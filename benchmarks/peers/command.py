@@ -114,7 +114,7 @@ def run(
             print(f"left out: {each}")
         return None
     called = shlex.join(["python", "-m", program, *sys.argv[1:]])
-    return measure(models, prepared, left_out, settings, seen, called, say)
+    return measure(models, prepared, left_out, settings, called, say)
 
 
 def write(found: Run, text: str, arguments: argparse.Namespace) -> None:

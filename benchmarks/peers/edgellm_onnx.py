@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import edgellm
-from edgellm.benchmarks.peers.engine import Logits, Variant
+from edgellm.benchmarks import own
+from edgellm.benchmarks.peers.engine import Variant
 from edgellm.bundle import Bundle
-from edgellm.runtimes import open_runtime
-from edgellm.runtimes.session import Runtime, Session
 
 NAME = "edgellm-onnx"
 PACKAGES = ("onnxruntime", "numpy")
 INSTALL = "pip install 'edgellm[onnx,convert]'"
-OURS = ("adapters", "memory", "preference", "processor", "threads")  # of `edgellm.runtimes`, what every load takes
-IMPORTS = (*(f"edgellm.runtimes.{name}" for name in OURS), "edgellm.runtimes.onnx", "onnxruntime")
+IMPORTS = own.IMPORTS["onnx"]
 
 
 @dataclass(frozen=True)
@@ -84,28 +82,6 @@ def _code() -> str:
     return found.hexdigest()[:12]
 
 
-def open_engine(path: Path, *, variant: str, threads: int, context: int) -> EdgellmEngine:
+def open_engine(path: Path, *, variant: str, threads: int, context: int) -> own.BundleEngine:
     """Load a bundle with room for `context` tokens."""
-    bundle = Bundle.open(path)
-    bundle.ensure_verified()
-    return EdgellmEngine(open_runtime(bundle, threads=threads, max_context=min(context, bundle.spec.max_context)))
-
-
-class EdgellmEngine:
-    """One session of a loaded bundle."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
-        self._session: Session = runtime.session()
-        self.prefill, self.step = self._session.prefill, self._session.decode
-
-    def reset(self) -> None:
-        self._session.rewind(0)
-
-    def logits(self, ids: Sequence[int]) -> Logits:
-        self.reset()
-        return self._session.logits(ids)
-
-    def close(self) -> None:
-        self._session.close()
-        self._runtime.close()
+    return own.open_engine(Bundle.open(path), runtime="onnx", threads=threads, context=context)

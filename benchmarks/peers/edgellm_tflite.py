@@ -4,19 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgellm.benchmarks.peers.edgellm_onnx import OURS, EdgellmEngine, Ours, make_bundle
-from edgellm.benchmarks.peers.edgellm_onnx import open_engine as open_bundle
+from edgellm.benchmarks import own
+from edgellm.benchmarks.peers.edgellm_onnx import Ours, make_bundle
+from edgellm.bundle import Bundle
 
 NAME = "edgellm-tflite"
 PACKAGES = ("ai-edge-litert", "numpy")
 INSTALL = "pip install 'edgellm[tflite,convert]'"
-IMPORTS = (
-    *(f"edgellm.runtimes.{name}" for name in OURS),
-    "edgellm.runtimes.tflite",
-    "ai_edge_litert.compiled_model",
-    "ai_edge_litert.hardware_accelerator",
-    "ai_edge_litert.options",
-)
+IMPORTS = own.IMPORTS["tflite"]
 VARIANTS = {
     "int4-b32": Ours(4, 32, kv="i8"),
     "int4-b64": Ours(4, 64, kv="i8"),
@@ -39,6 +34,6 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
     return path
 
 
-def open_engine(path: Path, *, variant: str, threads: int, context: int) -> EdgellmEngine:
+def open_engine(path: Path, *, variant: str, threads: int, context: int) -> own.BundleEngine:
     """Load a bundle with room for `context` tokens."""
-    return open_bundle(path, variant=variant, threads=threads, context=context)
+    return own.open_engine(Bundle.open(path), runtime="tflite", threads=threads, context=context)

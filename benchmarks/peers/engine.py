@@ -26,57 +26,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Protocol, cast, runtime_checkable
+from typing import Protocol, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
+from edgellm.benchmarks.cases import Engine, OwnLoop
 from edgellm.errors import RuntimeUnavailable, UsageError
 
-Logits = NDArray[np.float32]
 OURS = "edgellm_"  # our own engines, by runtime
-
-
-@runtime_checkable
-class Engine(Protocol):
-    """A loaded model and one sequence. Logits belong to the caller until the next call."""
-
-    def reset(self) -> None:
-        """Forget the sequence."""
-        ...
-
-    def prefill(self, ids: Sequence[int]) -> Logits:
-        """Append tokens, computing logits [vocab] for the last one only."""
-        ...
-
-    def step(self, token: int) -> Logits:
-        """Append one token: logits [vocab]."""
-        ...
-
-    def logits(self, ids: Sequence[int]) -> Logits:
-        """Logits after every token of a fresh sequence: [len(ids), vocab]."""
-        ...
-
-    def close(self) -> None:
-        """Release the model."""
-        ...
-
-
-@runtime_checkable
-class OwnLoop(Protocol):
-    """An engine whose product is asked for tokens, not for steps: it is timed as its users meet it."""
-
-    def time_prefill(self, ids: Sequence[int]) -> float:
-        """Seconds from a prompt that it has never seen to the first token."""
-        ...
-
-    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
-        """Seconds of `steps` tokens that follow a prompt: together, and of each where the product tells."""
-        ...
-
-    def close(self) -> None:
-        """Release the model."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,6 @@
 """Peers as lanes of a run: their files of a source, made or found, and what is known of them before anything is timed.
 
-    for lane, path in lanes(["llama.cpp", "openvino:q4_0"], source, threads=[1, 2]): ...
-
-`timing` runs them, in a process for each.
+for lane, path in lanes(["llama.cpp", "openvino:q4_0"], source, threads=[1, 2]): ...
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ from edgellm._version import __version__
 from edgellm.benchmarks import stored
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers.engine import OURS, EngineId
-from edgellm.benchmarks.peers.timing import lane_peer
 from edgellm.benchmarks.result import Lane, Recipe
 from edgellm.benchmarks.stored import Stored
 from edgellm.bundle import cache_dir, sha256_file
@@ -85,7 +82,7 @@ def describe(engine: EngineId, path: Path, model: str, source: Path, threads: Se
 
 def label(lane: Lane) -> str:
     """How tables call a row: "llama.cpp:q4_0", "edgellm-onnx:int8"."""
-    return f"{lane_peer(lane)}:{lane.variant}"
+    return f"{lane.engine}-{lane.runtime}:{lane.variant}" if lane.runtime else f"{lane.engine}:{lane.variant}"
 
 
 def files_of(path: Path) -> list[Path]:

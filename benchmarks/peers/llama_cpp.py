@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 
 from edgellm.benchmarks.peers import importance
-from edgellm.benchmarks.peers.engine import Logits, Variant
+from edgellm.benchmarks.peers.engine import Variant
 from edgellm.benchmarks.peers.importance import Array
 from edgellm.errors import InferenceError, ResourceError, SourceError
+from edgellm.runtimes.session import Logits
 
 NAME = "llama.cpp"
 PACKAGES = ("llama_cpp_python",)

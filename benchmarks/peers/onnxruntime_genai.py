@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from edgellm.benchmarks.peers import hf_folder
-from edgellm.benchmarks.peers.engine import Logits, Variant
+from edgellm.benchmarks.peers.engine import Variant
 from edgellm.errors import ResourceError, RuntimeUnavailable, SourceError
+from edgellm.runtimes.session import Logits
 
 NAME = "onnxruntime-genai"
 PACKAGES = ("onnxruntime_genai", "onnxruntime")

@@ -33,8 +33,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.benchmarks import gguf_file
-from edgellm.benchmarks.peers.engine import Logits, Variant
+from edgellm.benchmarks.peers.engine import Variant
 from edgellm.errors import InferenceError, ResourceError, SourceError
+from edgellm.runtimes.session import Logits
 
 NAME = "openvino"
 PACKAGES = ("openvino-genai", "openvino")

@@ -15,8 +15,9 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from edgellm.benchmarks import metrics
-from edgellm.benchmarks.peers.engine import Logits
+from edgellm.benchmarks.cases import Engine
 from edgellm.benchmarks.result import Quality
+from edgellm.runtimes.session import Logits
 
 TEXT = Path(__file__).with_name("text.txt")
 ROWS = 32  # positions whose distributions are compared at once
@@ -54,6 +55,11 @@ def reference(source: Path, ids: Sequence[int], folder: Path) -> Path:
             np.save(file, logits.astype(np.float32, copy=False))
         partial.replace(path)
     return path
+
+
+def judge(engine: Engine, ids: Sequence[int], source: Path) -> Quality:
+    """An engine against the source's logits over the ids, which `reference` has left in a file."""
+    return compare(np.load(source, mmap_mode="r"), engine.logits(ids), digest(ids))
 
 
 def compare(source: Logits, engine: Logits, text: str = "") -> Quality:

@@ -10,7 +10,6 @@ from edgellm.benchmarks.figures import Figure, figures
 from edgellm.benchmarks.metrics import standard_error
 from edgellm.benchmarks.peers import quiet
 from edgellm.benchmarks.peers.lanes import label
-from edgellm.benchmarks.peers.timing import LOAD
 from edgellm.benchmarks.result import Case, Lane, Quality, Run
 from edgellm.benchmarks.spread import Spread, spread
 
@@ -19,6 +18,9 @@ OURS = "edgellm"
 
 Index = Mapping[tuple[str, Case, str], Figure]
 Rounds = Mapping[int, float]
+
+
+LOAD = Case("load")
 
 
 def markdown(run: Run) -> str:

@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import click
 
@@ -30,6 +30,49 @@ class Size(click.ParamType[int]):
         if match is None or float(match[1]) == 0:
             self.fail(f"{value!r} is not a size like 600M or 2G", param, ctx)
         return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+class Numbers(click.ParamType[tuple[int, ...]]):
+    """Whole numbers with commas between them: 1,2,4."""
+
+    name = "numbers"
+
+    def __init__(self, least: int) -> None:
+        """
+        Args:
+            least: the smallest that makes sense.
+        """
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """The numbers, each once."""
+        if isinstance(value, tuple):
+            return value
+        parts = [part.strip() for part in str(value).split(",")]
+        if not all(part.isascii() and part.isdigit() and int(part) >= self.least for part in parts):
+            self.fail(f"{value!r} is not a list like 128,512 of numbers of {self.least} or more", param, ctx)
+        return tuple(dict.fromkeys(int(part) for part in parts))
+
+
+class Duration(click.ParamType[float]):
+    """A time: 90s, 10m, 1h."""
+
+    name = "time"
+    seconds: ClassVar = {"s": 1, "m": 60, "h": 3600}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Seconds."""
+        if isinstance(value, float):
+            return value
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smh])", str(value).strip(), re.IGNORECASE)
+        if match is None or float(match[1]) == 0:
+            self.fail(f"{value!r} is not a time like 90s or 10m", param, ctx)
+        return float(match[1]) * self.seconds[match[2].lower()]
+
+
+def names_of(value: str | None) -> tuple[str, ...]:
+    """Names with commas between them: onnx,tflite; each once."""
+    return tuple(dict.fromkeys(part.strip() for part in (value or "").split(",") if part.strip()))
 
 
 def runtime_option(default: str) -> Callable[[Command], Command]:

@@ -1,114 +1,149 @@
-"""`edgellm bench`: what a bundle does on this machine, in each of its runtimes."""
+"""`edgellm bench`: what bundles do on this machine, in each of their runtimes, and how far that is from its limit."""
 
 from __future__ import annotations
 
-import importlib
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from edgellm.cli._options import check_target, readable, runtime_option, to_json, write_json
+from edgellm.cli._bench_table import table
+from edgellm.cli._options import Duration, Numbers, check_target, names_of
+from edgellm.errors import UsageError
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
-    from edgellm.benchmarks.harness import Report, Series
+    from edgellm.benchmarks.result import Run, Settings
     from edgellm.bundle import Bundle
 
+STDOUT = Path("-")
 
-@click.command(short_help="Measure a bundle on this machine.")
-@click.argument("bundle", type=click.Path(path_type=Path))
-@runtime_option("each that is installed, in turn")
-@click.option("--trials", type=click.IntRange(min=1), default=5, show_default=True, help="Measured runs of each case.")
-@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Threads; the default suits the machine.")
+
+@click.command(short_help="Measure bundles on this machine.")
+@click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.option("--runtime", metavar="R,...", help="Runtimes to measure; default: each that is installed.")
+@click.option("--threads", type=Numbers(1), metavar="N,...", help="Numbers of threads; default: what suits the machine.")
 @click.option(
-    "--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write every figure to F, '-' for stdout."
+    "--prompt", type=Numbers(1), default="128,512", show_default=True, metavar="N,...", help="Prompt lengths, tokens."
 )
-def command(bundle: Path, runtime: str | None, trials: int, threads: int | None, json_file: Path | None) -> None:
-    """Measure BUNDLE: prefill and decode speed, time to first token, load time, memory.
+@click.option("--depth", type=Numbers(0), default="0,1024", show_default=True, metavar="N,...", help="Tokens before decoding.")
+@click.option("--decode", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Tokens decoded.")
+@click.option("--trials", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Rounds that count.")
+@click.option("--sustained", type=Duration(), metavar="TIME", help="Decode without a break as well, such as 10m.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write the run to F, '-' for stdout.")
+@click.option("--report", type=click.Path(path_type=Path), metavar="F", help="Draw a report: .html or .md.")
+def command(
+    bundles: tuple[Path, ...],
+    runtime: str | None,
+    threads: tuple[int, ...] | None,
+    prompt: tuple[int, ...],
+    depth: tuple[int, ...],
+    decode: int,
+    trials: int,
+    sustained: float | None,
+    peers: str | None,
+    source: Path | None,
+    json_file: Path | None,
+    report: Path | None,
+) -> None:
+    """Measure BUNDLES side by side: prefill and decode speed, time to the first token, load, memory, share of the limit.
 
-    Where several runtimes are measured at the default number of threads, the one that decodes fastest becomes the one that
-    run, chat and edgellm.load take on this machine.
+    \b
+    Rounds are measured in shuffled order, each bundle and runtime in a process of its own. One bundle in all of its runtimes at
+    the default number of threads: the one that decodes fastest becomes the one that run, chat and edgellm.load take here.
+    'edgellm bench compare OLD.json NEW.json' says what differs between two runs.
     """
     from rich.console import Console
 
+    from edgellm.benchmarks import result
+    from edgellm.benchmarks.result import Settings
     from edgellm.bundle import Bundle
-    from edgellm.runtimes.preference import choose
 
-    if json_file is not None and json_file != Path("-"):
-        check_target(json_file)
-    opened = Bundle.open(bundle)
-    reports = reports_of(opened, runtime, trials, threads)
-    choice = choose(opened)
-    value = {
-        "reports": [report.to_json() for report in reports],
-        "default": {"runtime": choice.name, "reason": choice.reason},
-    }
-    if json_file == Path("-"):
-        click.echo(to_json(value))
-        return
-    if json_file is not None:
-        write_json(json_file, value)
-    first = reports[0]
-    click.echo(f"{first.bundle}: {first.source}, {first.recipe}")
-    Console().print(_table(reports))
-    for note in dict.fromkeys(note for report in reports for note in report.notes):
-        click.echo(note)
-    if len(opened.graphs) > 1:
-        click.echo(f"default runtime: {choice.name}; {choice.reason}")
-    click.echo(", ".join([first.machine.cpu, f"{first.threads} threads", *map(_package, reports)]))
+    for file in (json_file, report):
+        if file is not None and file != STDOUT:
+            check_target(file)
+    if report is not None:
+        from edgellm.benchmarks import report as reports
+
+        reports.check(report)
+    if (peers is None) != (source is None):
+        raise UsageError(
+            "peers are measured on the model that the bundles are made of", where="--peers", fix="give --source too"
+        )
+    settings = Settings(threads or (0,), prompt, depth, decode, trials, sustained or 0.0)
+    opened = [Bundle.open(path) for path in bundles]
+    run = measured(opened, names_of(runtime), settings, names_of(peers), source)
+    if json_file == STDOUT:
+        click.echo(result.to_json(run), nl=False)
+    elif json_file is not None:
+        result.write(run, json_file)
+    if report is not None:
+        reports.write([run], report)
+    if json_file != STDOUT:
+        Console().print(table(run))
+        for line in remarks(run, opened):
+            click.echo(line)
+    if not run.complete:
+        raise KeyboardInterrupt
 
 
-def reports_of(bundle: Bundle, runtime: str | None, trials: int, threads: int | None) -> list[Report]:
-    """A report for each runtime; what they say of each other is remembered."""
+def measured(
+    bundles: Sequence[Bundle],
+    runtimes: Sequence[str],
+    settings: Settings,
+    peers: Sequence[str] = (),
+    source: Path | None = None,
+) -> Run:
+    """The run; where it compares all runtimes of one bundle as they are loaded by default, what it found is remembered."""
     from rich.console import Console
 
-    from edgellm.benchmarks.apart import measure_apart
-    from edgellm.benchmarks.harness import Settings
-    from edgellm.runtimes import adapters, preference
+    from edgellm.benchmarks import run as bench
+    from edgellm.runtimes import preference
 
-    names: list[str | None] = [runtime]
-    if runtime is None and (usable := adapters.installed(bundle)):
-        names = list(usable)
-    reports = []
+    command = shlex.join(["edgellm", *sys.argv[1:]])
     with Console(stderr=True).status("measuring") as status:
-        for name in names:
 
-            def show(case: str, name: str | None = name) -> None:
-                status.update(f"measuring {case}" if name is None else f"measuring {case} with {name}")
+        def show(step: str) -> None:
+            status.update(f"measuring: {step}")
 
-            reports.append(measure_apart(bundle.path, Settings(trials=trials), runtime=name, threads=threads, progress=show))
-    if runtime is None and threads is None:
-        preference.remember(bundle, {report.runtime: report.decode.median for report in reports})
-    return reports
+        entries, notes = bench.entries_of(bundles, runtimes, settings)
+        if source is not None:
+            from edgellm.benchmarks.peers import beside
 
-
-def _package(report: Report) -> str:
-    package = importlib.import_module(f"edgellm.runtimes.{report.runtime}").PACKAGE
-    return f"{package} {report.versions.get(package, '')}".strip()
-
-
-def _table(reports: Sequence[Report]) -> Table:
-    from rich.table import Table
-
-    table = Table(caption="median (lowest to highest)")
-    table.add_column("measure")
-    for report in reports:
-        table.add_column(report.runtime, justify="right")
-    for row in zip(*(report.series for report in reports), strict=True):  # the cases are the same: so are model and settings
-        table.add_row(row[0].name, *map(_cell, row))
-    peaks = [report.peak_rss for report in reports]
-    if None not in peaks:
-        table.add_row("peak RSS", *(readable(peak or 0) for peak in peaks))
-    return table
+            entries = beside.entries(peers, source, bundles, entries, settings, show)
+        run = bench.go(entries, settings, command=command, progress=show, notes=notes)
+    if not runtimes and settings.threads == (0,) and run.complete:
+        for bundle, label in zip(bundles, bench.labels([bundle.path for bundle in bundles]), strict=True):
+            preference.remember(bundle, _decode_rates(run, label))
+    return run
 
 
-def _cell(series: Series) -> str:
-    median = f"{_number(series.median)} {series.unit}"
-    return median if len(series.values) == 1 else f"{median} ({_number(min(series.values))} to {_number(max(series.values))})"
+def _decode_rates(run: Run, model: str) -> dict[str, float]:
+    """Tokens a second after the shortest context, by runtime."""
+    from edgellm.benchmarks.figures import figures
+
+    found: dict[str, float] = {}
+    names = {lane.id: lane.runtime for lane in run.lanes if lane.model == model and lane.failed is None}
+    for each in figures(run):
+        if each.lane in names and (each.case.kind, each.measure) == ("decode", "speed"):
+            found.setdefault(names[each.lane], each.median)
+    return found
 
 
-def _number(value: float) -> str:
-    return f"{value:,.1f}" if value < 100 else f"{value:,.0f}"
+def remarks(run: Run, bundles: Sequence[Bundle]) -> list[str]:
+    """What stands below the table: what speaks against it, what was left out, what is loaded from now on."""
+    from edgellm.runtimes.preference import choose
+
+    lines = [f"not to be quoted: {doubt}" for doubt in run.doubts]
+    for lane in run.lanes:
+        lines += [f"{lane.id}: failed: {lane.failed}"] if lane.failed else []
+        lines += [f"{lane.id}: {doubt}" for doubt in lane.doubts]
+    lines += run.notes
+    for bundle in bundles:
+        if len(bundle.graphs) > 1:
+            choice = choose(bundle)
+            lines.append(f"{bundle.path.resolve().name}: default runtime {choice.name}; {choice.reason}")
+    packages = {f"{name} {version}": None for lane in run.lanes for name, version in lane.versions.items()}
+    return [*lines, ", ".join([run.machine.cpu, *packages])]

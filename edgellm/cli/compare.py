@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from edgellm.cli._options import check_target, readable, to_json, write_json
-from edgellm.cli.bench import reports_of
+from edgellm.cli.bench import measured
 from edgellm.cli.eval import runtimes_of
 from edgellm.errors import RuntimeUnavailable, UsageError, plain
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from edgellm.benchmarks.harness import Report
+    from edgellm.benchmarks.result import Run
     from edgellm.bundle import Bundle, Graph
     from edgellm.card import Card, Gap
 
@@ -39,7 +40,7 @@ class Column:
         gap: from the source: as measured now, or as the card has it.
         gap_by: "run" where the runtime ran for it, "numpy" where a card has only what numpy makes of the rounded weights.
         text: sha256 of what `gap` was measured on.
-        speed: as `edgellm bench` measures it; None where the runtime is not installed.
+        speed: tokens a second by case, as `edgellm bench` measures them; nothing where its lane failed.
     """
 
     bundle: str
@@ -49,7 +50,7 @@ class Column:
     gap: Gap | None
     gap_by: Literal["run", "numpy"] | None
     text: str | None
-    speed: Report | None
+    speed: Mapping[str, float]
 
 
 @click.command(short_help="Put bundles side by side.")
@@ -76,17 +77,22 @@ def command(
     """Put BUNDLES side by side: size, bits per linear weight, KL, speed. One column a runtime that is installed."""
     from rich.console import Console
 
+    from edgellm.benchmarks.result import Settings
+    from edgellm.benchmarks.run import labels
     from edgellm.bundle import Bundle
 
     if json_file is not None and json_file != Path("-"):
         check_target(json_file)
     if adapter is not None and against is None:
         raise UsageError("an adapter belongs to a source", where="--adapter", fix="give --against as well")
+    opened = [Bundle.open(path) for path in bundles]
+    names = labels(list(bundles))
+    run = measured(opened, (), Settings(threads=(threads or 0,), trials=trials))
     columns: list[Column] = []
-    for opened in [Bundle.open(path) for path in bundles]:
-        own = adapter if opened.provenance.adapter is not None else None
-        columns += _columns(opened, against, own, trials, threads)
-    value = {"columns": [_as_json(column) for column in columns]}
+    for bundle, name in zip(opened, names, strict=True):
+        own = adapter if bundle.provenance.adapter is not None else None
+        columns += _columns(bundle, name, against, own, run)
+    value = {"columns": [dataclasses.asdict(column) for column in columns]}
     if json_file == Path("-"):
         click.echo(to_json(value))
         return
@@ -98,12 +104,14 @@ def command(
         click.echo("* nothing ran: by numpy, with activations rounded as the runtime does; it stands for no run (edgellm eval)")
     if len({column.text for column in columns if column.text is not None}) > 1:
         click.echo("KL was measured on different texts and does not compare: give --against")
-    speeds = [column.speed for column in columns if column.speed is not None]
-    if speeds:
-        click.echo(f"{speeds[0].machine.cpu}, {speeds[0].threads} threads; speeds are medians, in tokens per second")
+    for doubt in run.doubts:
+        click.echo(f"not to be quoted: {doubt}")
+    click.echo(f"{run.machine.cpu}, {run.lanes[0].threads} threads; speeds are medians, in tokens per second")
+    if not run.complete:
+        raise KeyboardInterrupt
 
 
-def _columns(bundle: Bundle, against: str | None, adapter: str | None, trials: int, threads: int | None) -> list[Column]:
+def _columns(bundle: Bundle, name: str, against: str | None, adapter: str | None, run: Run) -> list[Column]:
     from rich.console import Console
 
     from edgellm.evaluation import evaluate
@@ -117,21 +125,21 @@ def _columns(bundle: Bundle, against: str | None, adapter: str | None, trials: i
         with Console(stderr=True).status("reading") as status:
             found = evaluate(bundle, runtimes=there, against=against, adapter=adapter, on_step=lambda step: status.update(step))
         gaps = {each.runtime: (each.gap, "run", each.text.sha256) for each in found}
-    speeds = {report.runtime: report for report in reports_of(bundle, None, trials, threads)}
+    speeds = {lane.runtime: _speeds(run, lane.id) for lane in run.lanes if lane.model == name}
     return [
         Column(
-            bundle=bundle.path.resolve().name,
-            runtime=name,
+            bundle=name,
+            runtime=runtime,
             size=sum(bundle.files[file].size for file in bundle.files_of(graph)),
             bits=_bits(bundle, graph),
             gap=gap,
             gap_by=by,
             text=text,
-            speed=speeds.get(name),
+            speed=speeds.get(runtime, {}),
         )
-        for name, graph in bundle.graphs.items()
-        if name in there
-        for gap, by, text in [gaps.get(name, NOTHING)]
+        for runtime, graph in bundle.graphs.items()
+        if runtime in there
+        for gap, by, text in [gaps.get(runtime, NOTHING)]
     ]
 
 
@@ -156,8 +164,15 @@ def _bits(bundle: Bundle, graph: Graph) -> float | None:
         return None
 
 
-def _as_json(column: Column) -> dict[str, Any]:
-    return {**dataclasses.asdict(column), "speed": None if column.speed is None else column.speed.to_json()}
+def _speeds(run: Run, lane: str) -> dict[str, float]:
+    """Tokens a second by the name of the case."""
+    from edgellm.benchmarks.figures import figures
+
+    return {
+        each.case.name: each.median
+        for each in figures(run)
+        if (each.lane, each.measure) == (lane, "speed") and each.case.kind in ("prefill", "decode")
+    }
 
 
 def _table(columns: list[Column]) -> Table:
@@ -173,12 +188,6 @@ def _table(columns: list[Column]) -> Table:
     gaps = [(each.gap, mark) for each, mark in zip(columns, marks, strict=True)]
     table.add_row("KL, nats", *("-" if gap is None else f"{gap.kl:.4g} ± {gap.kl_error:.1g}{mark}" for gap, mark in gaps))
     table.add_row("top-1 agreement", *("-" if gap is None else f"{gap.top1:.3f}{mark}" for gap, mark in gaps))
-    names = dict.fromkeys(series.name for each in columns if each.speed for series in each.speed.series)
-    for name in (name for name in names if name.startswith(("prefill", "decode"))):
-        table.add_row(name, *(_speed(column.speed, name) for column in columns))
+    for name in dict.fromkeys(name for each in columns for name in each.speed):
+        table.add_row(name, *(f"{each.speed[name]:,.1f}" if name in each.speed else "-" for each in columns))
     return table
-
-
-def _speed(report: Report | None, name: str) -> str:
-    found = [] if report is None else [series.median for series in report.series if series.name == name]
-    return f"{found[0]:,.1f}" if found else "-"

@@ -14,7 +14,7 @@ from edgellm.cli._options import Size, readable
 from edgellm.converters import recipes
 from tests.cli.conftest import ROOT, edgellm, start
 
-COMMANDS = ("bench", "chat", "compare", "convert", "doctor", "eval", "export", "inspect", "run", "verify")
+COMMANDS = ("bench", "chat", "compare", "convert", "doctor", "eval", "export", "inspect", "report", "run", "tune", "verify")
 
 
 def test_help_lists_every_command() -> None:

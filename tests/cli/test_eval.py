@@ -246,9 +246,8 @@ def test_compare_puts_graphs_side_by_side(carded: Path, bundle: Path, source: Pa
     assert columns[2]["gap"] is None
     assert columns[1]["size"] == (carded / "model.tflite").stat().st_size
     for each in columns:
-        medians = {series["name"]: series["median"] for series in each["speed"]["series"]}
-        assert {"prefill 128", "decode 64 after 128"} <= set(medians)
-    for part in ("bits per linear weight", "KL, nats", "decode 64 after 128"):
+        assert {"prefill 128", "decode after 0"} <= set(each["speed"])
+    for part in ("bits per linear weight", "KL, nats", "decode after 0"):
         assert part in result.stdout
     again = edgellm("compare", bundle, "--trials", "1", "--against", source, "--json", "-")
     (column,) = json.loads(again.stdout)["columns"]

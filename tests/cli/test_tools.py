@@ -1,10 +1,8 @@
-"""inspect, verify, bench, doctor."""
+"""inspect, verify, doctor."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -13,13 +11,11 @@ import gguf
 import numpy as np
 import pytest
 
-import edgellm as library
-from edgellm.benchmarks.machine import peak_rss
 from edgellm.bundle import Bundle
 from edgellm.converters.recipes import METHODS
 from edgellm.runtimes.preference import remember
 from tests import packed_folder, tiny_folder
-from tests.cli.conftest import ROOT, edgellm, start
+from tests.cli.conftest import edgellm
 
 
 def test_inspect_says_what_a_bundle_is(bundle: Path) -> None:
@@ -134,81 +130,6 @@ def test_verify(bundle: Path, tmp_path: Path) -> None:
 
     (damaged / "tokenizer.json").unlink()
     assert "file is missing" in edgellm("verify", damaged).stderr
-
-
-def test_bench(bundle: Path, tmp_path: Path) -> None:
-    report = tmp_path / "report.json"
-    result = edgellm("bench", bundle, "--trials", "2", "--threads", "1", "--json", report)
-    assert result.exit_code == 0, result.output
-    for measure in ("load", "prefill 128", "prefill 512", "time to first token", "decode 64 after 128", "peak RSS"):
-        assert measure in result.stdout
-    (written,) = json.loads(report.read_text(encoding="utf-8"))["reports"]
-    assert written["threads"] == 1
-    to_stdout = edgellm("bench", bundle, "--trials", "1", "--json", "-")
-    value = json.loads(to_stdout.stdout)
-    assert [report["bundle"] for report in value["reports"]] == ["tiny-int4"]
-    assert value["default"] == {"runtime": "onnx", "reason": "the only one in the bundle"}
-
-
-@pytest.mark.parametrize(("target", "package"), [("onnx", "onnxruntime"), ("tflite", "ai-edge-litert")])
-def test_bench_names_the_runtime_that_ran(source: Path, tmp_path: Path, target: str, package: str) -> None:
-    edgellm("convert", source, "-o", tmp_path / "bundle", "--target", target)
-    last = edgellm("bench", tmp_path / "bundle", "--trials", "1", "--threads", "1").stdout.splitlines()[-1]
-    assert last.endswith(f"1 threads, {package} {importlib.metadata.version(package)}")
-
-
-def test_bench_measures_both_and_the_fastest_becomes_the_default(
-    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
-    with library.load(both) as llm:
-        assert llm.runtime.name == "onnx", "nothing is measured yet"
-    np.ones(300 << 20, np.uint8).sum()  # of this process, and in no report
-    result = edgellm("bench", both, "--trials", "1", "--json", tmp_path / "report.json")
-    assert result.exit_code == 0, result.output
-    value = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
-    rates = {
-        report["runtime"]: series["median"]
-        for report in value["reports"]
-        for series in report["series"]
-        if series["name"] == "decode 64 after 128"
-    }
-    assert list(rates) == ["onnx", "tflite"]
-    here = peak_rss()
-    assert here is None or all(report["peak_rss"] < here - (200 << 20) for report in value["reports"])
-    best = max(rates, key=lambda name: rates[name])
-    assert value["default"]["runtime"] == best
-    with library.load(both) as llm:
-        assert llm.runtime.name == best
-    *_, default, machine = result.stdout.splitlines()
-    assert default.startswith(f"default runtime: {best}; it decodes {rates[best]:,.1f} tokens/s here, ")
-    versions = [f"{package} {importlib.metadata.version(package)}" for package in ("onnxruntime", "ai-edge-litert")]
-    assert machine.endswith(", ".join(versions))
-    header = next(line for line in result.stdout.splitlines() if "onnx" in line and "measure" in line)
-    assert header.index("onnx") < header.index("tflite")
-
-
-@pytest.mark.parametrize("options", [("--runtime", "tflite"), ("--threads", "1")])
-def test_a_bench_of_one_runtime_or_of_other_threads_changes_no_default(
-    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: tuple[str, str]
-) -> None:
-    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
-    value = json.loads(edgellm("bench", both, "--trials", "1", "--json", "-", *options).stdout)
-    measured = ["tflite"] if options[1] == "tflite" else ["onnx", "tflite"]
-    assert [report["runtime"] for report in value["reports"]] == measured
-    assert value["default"]["reason"] == "none is measured here, 'edgellm bench' finds the fastest"
-    assert not (tmp_path / "cache" / "fastest").exists()
-
-
-def test_bench_measures_what_is_installed(both: Path, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['onnxruntime'] = None\n", encoding="utf-8")
-    environment = {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]), "EDGELLM_CACHE": str(tmp_path / "cache")}
-    with start("bench", both, "--trials", "1", "--json", "-", environment=environment) as process:
-        output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    value = json.loads(output)
-    assert [report["runtime"] for report in value["reports"]] == ["tflite"]
-    assert value["default"] == {"runtime": "tflite", "reason": "the only one of the bundle's that is installed"}
 
 
 def test_doctor_knows_this_machine() -> None:

@@ -15,9 +15,10 @@ import edgellm
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
 from edgellm.errors import RuntimeUnavailable
-from edgellm.runtimes import adapters, open_runtime, preference, processor
+from edgellm.runtimes import adapters, open_runtime, processor, tuned
 from edgellm.runtimes.preference import Choice, choose, remember
 from edgellm.runtimes.threads import default_threads
+from edgellm.runtimes.tuned import How
 
 PACKAGES = {"onnx": "onnxruntime", "tflite": "ai_edge_litert"}
 NOT_MEASURED = "none is measured here, 'edgellm bench' finds the fastest"
@@ -47,7 +48,7 @@ def opened(bundle: Bundle, name: str | None = None) -> str:
 
 
 def test_onnx_where_nothing_was_measured(both: Bundle) -> None:
-    assert choose(both) == Choice("onnx", NOT_MEASURED)
+    assert choose(both) == Choice(How("onnx"), NOT_MEASURED)
     assert opened(both) == "onnx"
 
 
@@ -60,7 +61,7 @@ def test_onnx_where_nothing_was_measured(both: Bundle) -> None:
 )
 def test_the_fastest_that_was_measured(both: Bundle, rates: dict[str, float], best: str, reason: str) -> None:
     remember(both, rates)
-    assert choose(both) == Choice(best, reason)
+    assert choose(both) == Choice(How(best), reason)
     assert opened(both) == best
     with edgellm.load(both.path) as llm:
         assert llm.runtime.name == best
@@ -72,14 +73,14 @@ def test_a_later_measurement_replaces_an_earlier_one(both: Bundle, cache: Path) 
     remember(both, TFLITE_IS_FASTER)
     remember(both, {"onnx": 2.0, "tflite": 1.0})
     assert choose(both).name == "onnx"
-    assert [file.suffix for file in (cache / "fastest").iterdir()] == [".json"]
+    assert [file.suffix for file in (cache / "tuned").iterdir()] == [".json"]
 
 
 def test_it_is_of_the_content_and_not_of_the_place(both: Bundle, tiny_source: Path, tmp_path: Path) -> None:
     remember(both, TFLITE_IS_FASTER)
     assert choose(Bundle.open(shutil.copytree(both.path, tmp_path / "copy"))).name == "tflite"
     other = convert(tiny_source, tmp_path / "other", target="both", quant="int8")
-    assert choose(other) == Choice("onnx", NOT_MEASURED)
+    assert choose(other) == Choice(How("onnx"), NOT_MEASURED)
 
 
 @pytest.mark.parametrize("package", ["onnxruntime", "ai-edge-litert"])
@@ -89,19 +90,19 @@ def test_an_upgrade_of_either_runtime_asks_for_a_new_measurement(
     remember(both, TFLITE_IS_FASTER)
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99" if name == package else version(name))
-    assert choose(both) == Choice("onnx", NOT_MEASURED)
+    assert choose(both) == Choice(How("onnx"), NOT_MEASURED)
     monkeypatch.undo()
 
 
 def test_an_upgrade_of_edgellm_too(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     remember(both, TFLITE_IS_FASTER)
-    monkeypatch.setattr(preference, "__version__", "99")
+    monkeypatch.setattr(tuned, "__version__", "99")
     assert choose(both).name == "onnx"
 
 
 def test_another_processor_measures_for_itself(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     remember(both, TFLITE_IS_FASTER)
-    monkeypatch.setattr(preference, "processor", lambda: "another one")
+    monkeypatch.setattr(tuned, "processor", lambda: "another one")
     assert choose(both).name == "onnx"
 
 
@@ -135,7 +136,7 @@ def test_the_one_that_is_installed(both: Bundle, monkeypatch: pytest.MonkeyPatch
     with monkeypatch.context() as without:
         without.setitem(sys.modules, PACKAGES[missing], None)
         assert adapters.installed(both).keys() == {left}
-        assert choose(both) == Choice(left, "the only one of the bundle's that is installed")
+        assert choose(both) == Choice(How(left), "the only one of the bundle's that is installed")
         assert opened(both) == left
         remember(both, {left: 1.0})
     assert choose(both).name == missing
@@ -163,16 +164,16 @@ def test_a_module_that_is_no_adapter(name: str) -> None:
 def test_where_none_is_installed_the_error_says_what_to_install(both: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     for package in PACKAGES.values():
         monkeypatch.setitem(sys.modules, package, None)
-    assert choose(both) == Choice("onnx", "none of the bundle's runtimes is installed")
+    assert choose(both) == Choice(How("onnx"), "none of the bundle's runtimes is installed")
     with pytest.raises(RuntimeUnavailable, match=r"pip install edgellm\[onnx\]"):
         open_runtime(both)
 
 
 def test_a_bundle_with_one_graph(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    assert choose(bundle) == Choice("onnx", "the only one in the bundle")
+    assert choose(bundle) == Choice(How("onnx"), "the only one in the bundle")
     remember(bundle, {"onnx": 1.0})
-    assert choose(bundle) == Choice("onnx", "the only one in the bundle")
+    assert choose(bundle) == Choice(How("onnx"), "the only one in the bundle")
 
 
 @pytest.mark.parametrize(
@@ -199,9 +200,9 @@ def test_a_bundle_with_one_graph(tiny_bundle: Path) -> None:
 )
 def test_a_damaged_record_is_none(both: Bundle, cache: Path, content: bytes) -> None:
     remember(both, TFLITE_IS_FASTER)
-    (record,) = (cache / "fastest").iterdir()
+    (record,) = (cache / "tuned").iterdir()
     record.write_bytes(content)
-    assert choose(both) == Choice("onnx", NOT_MEASURED)
+    assert choose(both) == Choice(How("onnx"), NOT_MEASURED)
     assert opened(both) == "onnx"
     remember(both, TFLITE_IS_FASTER)
     assert choose(both).name == "tflite"
@@ -213,16 +214,16 @@ def test_a_damaged_record_is_none(both: Bundle, cache: Path, content: bytes) -> 
 )
 def test_what_says_nothing_is_not_kept(both: Bundle, cache: Path, rates: dict[str, float]) -> None:
     remember(both, rates)
-    assert not (cache / "fastest").exists()
+    assert not (cache / "tuned").exists()
 
 
 def test_a_cache_that_cannot_be_written(both: Bundle, cache: Path) -> None:
     cache.write_text("in the way", encoding="utf-8")
     remember(both, TFLITE_IS_FASTER)
-    assert choose(both) == Choice("onnx", NOT_MEASURED)
+    assert choose(both) == Choice(How("onnx"), NOT_MEASURED)
 
 
 def test_the_record_can_be_read_by_people(both: Bundle, cache: Path) -> None:
     remember(both, TFLITE_IS_FASTER)
-    (record,) = (cache / "fastest").iterdir()
-    assert json.loads(record.read_text(encoding="utf-8")) == {"decode": TFLITE_IS_FASTER}
+    (record,) = (cache / "tuned").iterdir()
+    assert json.loads(record.read_text(encoding="utf-8")) == {"decode": TFLITE_IS_FASTER, "tuned": None}

@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from edgellm.runtimes import threads
-
-
-def machine(root: Path, *, siblings: list[str] | None = None, capacity: list[int] | None = None) -> Path:
-    for cpu, names in enumerate(siblings or []):
-        write(root, f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list", f"{names}\n")
-    for cpu, value in enumerate(capacity or []):
-        write(root, f"sys/devices/system/cpu/cpu{cpu}/cpu_capacity", f"{value}\n")
-    return root
-
-
-def write(root: Path, name: str, text: str) -> None:
-    (root / name).parent.mkdir(parents=True, exist_ok=True)
-    (root / name).write_text(text, encoding="utf-8")
+from tests.boards import machine, write
 
 
 def test_a_machine_that_tells_nothing_has_its_cpus(tmp_path: Path) -> None:
@@ -102,3 +91,45 @@ def test_this_process_with_one_cpu_uses_one_thread() -> None:
     finally:
         os.sched_setaffinity(0, before)
     assert 1 <= threads.default_threads() <= len(before)
+
+
+def test_topology_is_all_that_the_kernel_tells(tmp_path: Path) -> None:
+    machine(tmp_path, siblings=["0", "1", "2-3", "2-3"], capacity=[300, 300, 1024, 1024])
+    write(tmp_path, "proc/self/cgroup", "0::/\n")
+    write(tmp_path, "sys/fs/cgroup/cpu.max", "150000 100000\n")
+    found = threads.topology([3, 2, 1], tmp_path)
+    assert found == threads.Topology({1: "1", 2: "2-3", 3: "2-3"}, {1: 300, 2: 1024, 3: 1024}, 1.5, 1)
+    assert list(found.cores) == [1, 2, 3], "in order: it is part of a file's name"
+    assert threads.topology().cores.keys() == threads.allowed_cpus()
+
+
+linux = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system has no CPU affinity")
+
+
+def affinity_of_a_new_thread() -> set[int]:
+    found: list[set[int]] = []
+    thread = threading.Thread(target=lambda: found.append(os.sched_getaffinity(0)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@linux
+def test_pinned_is_for_the_threads_that_are_made_in_it() -> None:
+    before = os.sched_getaffinity(0)
+    one = {max(before)}
+    with threads.pinned(one):
+        assert affinity_of_a_new_thread() == one
+    assert os.sched_getaffinity(0) == affinity_of_a_new_thread() == before
+    with pytest.raises(KeyError), threads.pinned(one):
+        raise KeyError
+    assert os.sched_getaffinity(0) == before
+
+
+@linux
+@pytest.mark.parametrize("cpus", [(), (100_000,)])
+def test_no_cpus_or_impossible_ones_pin_nothing(cpus: tuple[int, ...]) -> None:
+    before = os.sched_getaffinity(0)
+    with threads.pinned(cpus):
+        assert os.sched_getaffinity(0) == before
+    assert os.sched_getaffinity(0) == before

@@ -1,10 +1,8 @@
-"""Peers as lanes of somebody else's run: what users name, made, described, and timed in a process of its own."""
+"""Peers as lanes of a run: what users name, made and described."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 import os
 import subprocess
 import sys
@@ -14,7 +12,6 @@ import pytest
 
 from edgellm.benchmarks.peers import lanes as module
 from edgellm.benchmarks.peers.lanes import lanes
-from edgellm.benchmarks.result import Lane
 from edgellm.errors import RuntimeUnavailable, SourceError, UsageError
 from tests.peers import ROOT
 
@@ -73,23 +70,10 @@ IMPORTED = """
 import sys
 from pathlib import Path
 from edgellm.benchmarks.peers.lanes import lanes
-from edgellm.benchmarks.peers import timing
+from edgellm.benchmarks import child, opening
 lanes(["edgellm-onnx:int8"], Path(sys.argv[1]), [1])
 peers = {"llama_cpp", "openvino", "openvino_genai", "litert_lm", "onnxruntime_genai"}
 print(sorted({name.split(".")[0] for name in sys.modules} & peers))
-"""
-TIMED = """
-import dataclasses, json, sys
-from pathlib import Path
-from edgellm._typed import build
-from edgellm.benchmarks.peers.timing import load_engine, time_case
-from edgellm.benchmarks.result import Case, Lane
-lane, path = build(Lane, json.loads(sys.argv[1])), Path(sys.argv[2])
-engine, load = load_engine(lane, path, 64)
-decode = time_case(engine, Case("decode", depth=8, steps=4), [5, 6, 7])
-engine.close()
-assert "edgellm.converters" not in sys.modules
-print(json.dumps([dataclasses.asdict(load), dataclasses.asdict(decode)]))
 """
 
 
@@ -103,15 +87,3 @@ def python(code: str, *arguments: object) -> str:
 
 def test_only_what_is_asked_for_is_imported(tiny_source: Path) -> None:
     assert python(IMPORTED, tiny_source) == "[]"
-
-
-def test_a_lane_is_timed_in_a_process_of_its_own(tiny_source: Path) -> None:
-    ((lane, path),) = lanes(["edgellm-onnx:int8"], tiny_source, [1])
-    assert isinstance(lane, Lane)
-    load, decode = json.loads(python(TIMED, json.dumps(dataclasses.asdict(lane)), path))
-    assert load["case"]["kind"] == "load"
-    assert load["seconds"] > 0
-    assert load["parts"]["import"] > 0
-    assert len(decode["steps"]) == 4
-    assert decode["seconds"] == pytest.approx(sum(decode["steps"]))
-    assert 0 < load["rss"] <= decode["rss"]

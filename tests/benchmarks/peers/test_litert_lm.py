@@ -135,10 +135,11 @@ def test_a_whole_run(tiny_source: Path, tmp_path: Path) -> None:
     ours, theirs = run.lanes
     assert label(theirs) == "litert-lm:int8"
     assert (theirs.failed, theirs.quality, ours.quality is None) == (None, None, False)
-    assert run.notes == (f"{theirs.model}, litert-lm:int8: closeness to the source, because it shows no logits",)
-    (decode,) = (each for each in run.samples if (each.lane, each.case) == (theirs.id, Case("decode", depth=8, steps=4)))
-    assert (decode.steps, decode.cpu) == ((), None)
+    assert run.notes == (f"{theirs.id}: closeness to the source, because it shows no logits",)
+    _, decode = (each for each in run.samples if (each.lane, each.case) == (theirs.id, Case("decode", depth=8, steps=4)))
+    assert (decode.steps, decode.tokens) == ((), ())
     assert decode.seconds > 0
+    assert {each.case.state for each in run.samples if each.lane == theirs.id} == {"warm"}, "its cache is its own affair"
     text = (tmp_path / "out.md").read_text(encoding="utf-8")
     (line,) = (line for line in text.splitlines() if line.startswith("| litert-lm:int8 |"))
     assert line.count(" - |") == 2, "KL and top-1"

@@ -1,0 +1,307 @@
+"""Cases over a loaded engine: what is timed, by which clock, and what is left out of the time.
+
+    watch = Watch()
+    cases = Cases(engine, ids, watch, Where(lane="smollm2 onnx 2", round=1))
+    sample = cases.run(Case("decode", depth=1024, steps=64))
+
+The clock and everything else that is read of the machine are handed in, so that known times give known samples.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from edgellm.benchmarks.result import Case, Sample, Settings
+from edgellm.errors import InferenceError, UsageError
+from edgellm.runtimes.session import Logits
+
+TAIL = 16  # tokens of a prompt that are new where its beginning is in the cache already
+TEMPLATE = 48  # tokens that a chat template puts around a message, about
+WINDOW = 5.0  # seconds of a sustained run that make a sample
+DIGITS = 7  # of seconds that are kept: a tenth of a microsecond
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """A loaded model and one sequence. Logits belong to the caller until the next call."""
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        ...
+
+    def prefill(self, ids: Sequence[int]) -> Logits:
+        """Append tokens, computing logits [vocab] for the last one only."""
+        ...
+
+    def step(self, token: int) -> Logits:
+        """Append one token: logits [vocab]."""
+        ...
+
+    def logits(self, ids: Sequence[int]) -> Logits:
+        """Logits after every token of a fresh sequence: [len(ids), vocab]."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
+        ...
+
+
+@runtime_checkable
+class OwnLoop(Protocol):
+    """An engine whose product is asked for tokens, not for steps: it is timed as its users meet it."""
+
+    def time_prefill(self, ids: Sequence[int]) -> float:
+        """Seconds from a prompt that it has never seen to the first token."""
+        ...
+
+    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
+        """Seconds of `steps` tokens that follow a prompt: together, and of each where the product tells."""
+        ...
+
+    def close(self) -> None:
+        """Release the model."""
+        ...
+
+
+def nothing() -> None:
+    """What a host says that offers no such figure."""
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is read before and after a case; None where the host does not tell.
+
+    Attributes:
+        now: seconds of a clock that goes on steadily.
+        cpu: CPU seconds of this process.
+        busy: CPU seconds of all processes together.
+        joules: that the host has used.
+        peak: forgets the peak of resident memory.
+        rss, pss: bytes: the peak since then, and the proportional share now.
+        celsius, mhz: as of `Sample`.
+    """
+
+    now: Callable[[], float] = time.perf_counter
+    cpu: Callable[[], float] = time.process_time
+    busy: Callable[[], float | None] = nothing
+    joules: Callable[[], float | None] = nothing
+    peak: Callable[[], None] = nothing
+    rss: Callable[[], int | None] = nothing
+    pss: Callable[[], int | None] = nothing
+    celsius: Callable[[], float | None] = nothing
+    mhz: Callable[[], float | None] = nothing
+
+
+@dataclass(frozen=True)
+class Where:
+    """Which lane and round samples are of, and when the run began by `Watch.now`."""
+
+    lane: str
+    round: int
+    origin: float = 0.0
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What a case took in seconds, and what it found."""
+
+    seconds: float
+    steps: tuple[float, ...] = ()
+    tokens: tuple[int, ...] = ()
+    parts: dict[str, float] = field(default_factory=dict)
+
+
+def plan(settings: Settings, room: int, *, chat: bool, cold: bool = True) -> tuple[tuple[Case, ...], tuple[str, ...]]:
+    """What is measured of a loaded model, and what does not fit into its context.
+
+    Args:
+        room: tokens that its context holds.
+        chat: whether texts go in and out: a chain is timed too.
+        cold: whether loads from storage are, which take a process of their own.
+
+    Raises:
+        UsageError: nothing fits.
+    """
+    cases, notes = [], []
+    for prompt in settings.prompts:
+        if prompt > room:
+            notes.append(f"a prompt of {prompt} tokens is left out: the context is {room}")
+            continue
+        cases += [Case("prefill", prompt), Case("first token", prompt)]
+        if prompt > TAIL:
+            cases.append(Case("first token", prompt, state="cached"))
+    for depth in settings.depths:
+        if max(1, depth) + settings.decode > room:
+            notes.append(f"decode after {depth} tokens is left out: the context is {room}")
+        else:
+            cases.append(Case("decode", depth=depth, steps=settings.decode))
+    if not cases:
+        raise UsageError(f"no case fits a context of {room} tokens", fix="ask for shorter prompts")
+    prompt = min(settings.prompts)
+    if cold and prompt <= room:
+        cases += [Case("load", state="cold"), Case("first token", prompt, state="cold")]
+    if chat and prompt + TEMPLATE + settings.decode <= room:
+        cases.append(Case("chain", prompt, steps=settings.decode))
+    return tuple(cases), tuple(notes)
+
+
+def observe(watch: Watch, where: Where, case: Case, work: Callable[[], Timed]) -> Sample:
+    """What `work` says that a case took, with all that the watch tells beside it."""
+    watch.peak()
+    at, cpu, busy, joules = watch.now(), watch.cpu(), watch.busy(), watch.joules()
+    timed = work()
+    wall, used = watch.now() - at, watch.cpu() - cpu
+    after, now_joules = watch.busy(), watch.joules()
+    others = None if busy is None or after is None or wall <= 0 else max(0.0, (after - busy - used) / wall)
+    # what a case does before its clock starts, such as filling the cache, is in these too: they are taken in proportion
+    share = min(1.0, timed.seconds / wall) if wall > 0 else 1.0
+    return Sample(
+        lane=where.lane,
+        case=case,
+        round=where.round,
+        at=round(at - where.origin, 3),
+        seconds=timed.seconds,
+        steps=timed.steps,
+        parts=timed.parts,
+        cpu=round(used * share, 6),
+        rss=watch.rss(),
+        pss=watch.pss(),
+        joules=None if joules is None or now_joules is None else round((now_joules - joules) * share, 6),
+        celsius=watch.celsius(),
+        mhz=watch.mhz(),
+        others=None if others is None else round(others, 3),
+        tokens=timed.tokens,
+    )
+
+
+class Cases:
+    """Times cases on one engine."""
+
+    def __init__(
+        self,
+        engine: Engine | OwnLoop,
+        ids: Sequence[int],
+        watch: Watch,
+        where: Where,
+        chain: Callable[[Case], Timed] | None = None,
+    ) -> None:
+        """
+        Args:
+            engine: loaded, with room for the longest case.
+            ids: a text's token ids; they are repeated as far as a case needs.
+            chain: times the case "chain"; None where texts do not go in.
+        """
+        self._engine, self._ids, self._watch, self._where, self._chain = engine, ids, watch, where, chain
+
+    def run(self, case: Case) -> Sample:
+        """Time a case once.
+
+        Raises:
+            InferenceError: a logit is not finite.
+        """
+        if case.kind == "chain" and self._chain is not None:
+            chain = self._chain
+            return observe(self._watch, self._where, case, lambda: chain(case))
+        ways = {"prefill": self._prefill, "first token": self._first_token, "decode": self._decode}
+        return observe(self._watch, self._where, case, lambda: ways[case.kind](case))
+
+    def sustained(self, seconds: float, context: int) -> Iterator[Sample]:
+        """Decode for so many seconds, from the start of the context to its end and again: a sample for every few of them."""
+        engine = self._engine
+        if not isinstance(engine, Engine):  # a loop of its own goes no further than it was told to
+            return
+        case, end, number = Case("sustained"), self._watch.now() + seconds, 0
+        left, token = 0, 0
+        while self._watch.now() < end:
+            number += 1
+            started, steps = self._watch.now(), list[float]()
+            where = Where(self._where.lane, number, self._where.origin)
+
+            def window(started: float = started, steps: list[float] = steps) -> Timed:
+                nonlocal left, token
+                while self._watch.now() - started < WINDOW:
+                    if left == 0:
+                        engine.reset()
+                        token = _best(engine.prefill(self._text(1)))
+                        left = context - 1
+                    token = self._step(engine, token, steps)
+                    left -= 1
+                return _timed(sum(steps), steps)
+
+            yield observe(self._watch, where, case, window)
+
+    def _prefill(self, case: Case) -> Timed:
+        engine, prompt = self._engine, self._text(case.prompt)
+        if isinstance(engine, OwnLoop):
+            return _timed(engine.time_prefill(prompt))
+        engine.reset()
+        started = self._watch.now()
+        logits = engine.prefill(prompt)
+        seconds = self._watch.now() - started
+        _best(logits)
+        return _timed(seconds)
+
+    def _first_token(self, case: Case) -> Timed:
+        engine, prompt = self._engine, self._text(case.prompt)
+        if isinstance(engine, OwnLoop):
+            return _timed(engine.time_prefill(prompt))
+        engine.reset()
+        if case.state == "cached":
+            engine.prefill(prompt[:-TAIL])
+            prompt = prompt[-TAIL:]
+        started = self._watch.now()
+        token = _best(engine.prefill(prompt))
+        return _timed(self._watch.now() - started, tokens=[token])
+
+    def _decode(self, case: Case) -> Timed:
+        engine, prompt = self._engine, self._text(max(1, case.depth))
+        if isinstance(engine, OwnLoop):
+            return _timed(*engine.time_steps(prompt, case.steps))
+        engine.reset()
+        token = _best(engine.prefill(prompt))
+        steps, tokens = list[float](), [token]
+        for _ in range(case.steps):
+            token = self._step(engine, token, steps)
+            tokens.append(token)
+        return _timed(sum(steps), steps, tokens)
+
+    def _step(self, engine: Engine, token: int, steps: list[float]) -> int:
+        """The token that follows; the search for the likeliest is the sampler's work and not timed."""
+        started = self._watch.now()
+        logits = engine.step(token)
+        steps.append(self._watch.now() - started)
+        return _best(logits)
+
+    def _text(self, length: int) -> list[int]:
+        return [int(token) for token in np.resize(np.asarray(self._ids), length)]
+
+
+def agreement(engine: Engine, ids: Sequence[int], steps: int) -> float:
+    """Are the steps' tokens right? The share of them that one pass over all of the text finds likeliest too.
+
+    Steps and the pass take different ways through an engine: a cache that is written to a wrong place, or read from one, shows.
+    """
+    engine.reset()
+    tokens = [_best(engine.prefill(ids))]
+    for _ in range(steps):
+        tokens.append(_best(engine.step(tokens[-1])))
+    logits = engine.logits([*ids, *tokens[:-1]])[len(ids) - 1 :]
+    same = [_best(row) == token for row, token in zip(logits, tokens, strict=True)]
+    return sum(same) / len(same)
+
+
+def _best(logits: Logits) -> int:
+    """The likeliest token. Raises InferenceError where it cannot be told."""
+    best = int(np.argmax(logits))  # of the first NaN, if there is one
+    if not np.isfinite(logits[best]):
+        raise InferenceError("a logit is not a finite number", fix="verify the bundle, or convert the model again")
+    return best
+
+
+def _timed(seconds: float, steps: Sequence[float] = (), tokens: Sequence[int] = ()) -> Timed:
+    return Timed(round(seconds, DIGITS), tuple(round(step, DIGITS) for step in steps), tuple(tokens))

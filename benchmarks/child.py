@@ -1,0 +1,233 @@
+"""What happens in a process of its own: one lane is loaded, and timed or looked at.
+
+Nothing else runs in the process, so its peak of memory is the engine's, Python's and numpy's. It says what it does in JSON
+lines on its standard output, which it first moves out of the way of native libraries: the name of each case, each sample, or
+the error that a user can mend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from edgellm import errors
+from edgellm._typed import build
+from edgellm.benchmarks import conditions, energy, machine, opening
+from edgellm.benchmarks.cases import DIGITS, Cases, Engine, OwnLoop, Timed, Watch, Where, agreement, nothing, observe
+from edgellm.benchmarks.opening import Opened
+from edgellm.benchmarks.peers import quiet
+from edgellm.benchmarks.result import Case, Lane, Quality, Sample
+from edgellm.errors import EdgeError, InferenceError
+from edgellm.runtimes.threads import allowed_cpus
+
+CHILD = "import sys; from edgellm.benchmarks.child import main; main(sys.argv[1])"
+INTERRUPTED = 130
+CHECKED = 32  # tokens before, and steps, of the check that steps are right
+COLD_SHARE = 0.5  # of its files that storage has to deliver for a load to have been cold
+Task = Literal["check", "quality", "cold", "round", "sustained"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the process is to do.
+
+    Attributes:
+        task: check: load it, so that what a runtime packs at its first load is packed, and look whether its steps are right.
+            quality: compare it with the source. cold: load it from storage, up to the first token. round: load it, and time
+            the cases in shuffled order. sustained: decode for `seconds`.
+        path: of the lane's file or folder.
+        context: tokens that the longest case needs.
+        ids: of a text.
+        cases: of "round"; of "cold" the two that it times.
+        origin: when the run began, by time.perf_counter, which all processes of a machine share.
+        reference: .npy of the source's logits over `ids`, of "quality".
+    """
+
+    task: Task
+    lane: Lane
+    path: str
+    context: int
+    ids: tuple[int, ...]
+    cases: tuple[Case, ...] = ()
+    round: int = 0
+    origin: float = 0.0
+    seconds: float = 0.0
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What a process said."""
+
+    samples: tuple[Sample, ...]
+    agreement: float | None = None
+    quality: Quality | None = None
+
+
+def run(job: Job, progress: Callable[[str], None]) -> Heard:
+    """Do a job in a fresh process.
+
+    Raises:
+        EdgeError: as the process met it.
+        InferenceError: the process died.
+    """
+    quietly = subprocess.DEVNULL
+    stderr = quietly if sys.stderr is None else None
+    # -P: no module from the folder where the user stands, which may be a bundle that somebody else made
+    command = [sys.executable, "-P", "-c", CHILD, json.dumps(dataclasses.asdict(job))]
+    with subprocess.Popen(command, stdin=quietly, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as process:
+        try:
+            heard = _listen(process.stdout, progress)
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        what = f"the process that measured it ended with status {process.returncode}"
+        raise InferenceError(what, where=job.path, fix="free memory and try again")
+    return heard
+
+
+def _listen(lines: IO[str] | None, progress: Callable[[str], None]) -> Heard:
+    samples, agreed, quality = [], None, None
+    for line in lines or ():
+        said = json.loads(line)
+        if "case" in said:
+            progress(said["case"])
+        elif "error" in said:
+            kind = getattr(errors, said["error"])
+            raise kind(said["what"], where=said["where"], fix=said["fix"])
+        elif "sample" in said:
+            samples.append(build(Sample, said["sample"]))
+        elif "quality" in said:
+            quality = build(Quality, said["quality"])
+        else:
+            agreed = said["agreement"]
+    return Heard(tuple(samples), agreed, quality)
+
+
+def main(asked: str) -> None:
+    """What the fresh process does."""
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    with Path(os.devnull).open("wb") as sink:
+        os.dup2(sink.fileno(), 1)
+
+    def say(**said: Any) -> None:
+        print(json.dumps(said), file=ours, flush=True)
+
+    job = build(Job, json.loads(asked))
+    try:
+        for said in _do(job):
+            say(**said)
+    except EdgeError as error:
+        say(error=type(error).__name__, what=error.what, where=error.where, fix=error.fix)
+    except KeyboardInterrupt:  # it reached the parent too, which says so
+        sys.exit(INTERRUPTED)
+
+
+def _do(job: Job) -> Iterator[dict[str, Any]]:
+    opening.prepare(job.lane, Path(job.path))
+    with contextlib.ExitStack() as stack:
+        counter = energy.find_counter()
+        watch = _watch(None if counter is None else stack.enter_context(counter))
+        if job.task == "cold":
+            yield from map(_said, _cold(job, watch))
+            return
+        if job.task == "round":
+            yield {"case": "load"}
+        loaded, opened = _load(job, watch, Case("load"))
+        stack.callback(opened.engine.close)
+        if job.task == "round":
+            yield _said(loaded)
+            yield from _round(job, opened, watch)
+        elif job.task == "sustained":
+            for sample in Cases(opened.engine, job.ids, watch, _where(job)).sustained(job.seconds, opened.context):
+                yield {"case": f"sustained, {sample.at:,.0f} s"}
+                yield _said(sample)
+        else:
+            yield from _looked_at(job, opened)
+
+
+def _looked_at(job: Job, opened: Opened) -> Iterator[dict[str, Any]]:
+    """What the lane says, of an engine that shows its logits."""
+    if not isinstance(opened.engine, Engine):
+        return
+    if job.task == "check":
+        yield {"case": "its tokens"}
+        count = min(CHECKED, opened.context // 2)
+        yield {"agreement": agreement(opened.engine, list(job.ids[:count]), count)}
+    else:
+        from edgellm.benchmarks.peers import quality
+
+        yield {"case": "its closeness to the source"}
+        yield {"quality": dataclasses.asdict(quality.judge(opened.engine, job.ids, Path(job.reference)))}
+
+
+def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[dict[str, Any]]:
+    chain = opened.chain(job.ids) if any(case.kind == "chain" for case in job.cases) else None
+    cases = Cases(opened.engine, job.ids, watch, _where(job), chain)
+    wanted = [case for case in job.cases if case.state != "cached" or not isinstance(opened.engine, OwnLoop)]
+    longest = max(wanted, key=lambda case: max(case.prompt, case.depth))
+    cases.run(longest)  # buffers grow to their size, and code is paged in: what only the first call of a process pays
+    for case in random.Random(f"{job.lane.id} {job.round}").sample(wanted, len(wanted)):
+        yield {"case": case.name}
+        yield _said(cases.run(case))
+
+
+def _cold(job: Job, watch: Watch) -> Iterator[Sample]:
+    """Load from storage, and up to the first token; nothing where its files could not be driven out of memory."""
+    load, first = job.cases
+    files = opening.files(job.lane, Path(job.path))
+    machine.forget_files(files)
+    before = machine.read_bytes()
+    loaded, opened = _load(job, watch, load)
+    answered = Cases(opened.engine, job.ids, watch, _where(job)).run(first)
+    after = machine.read_bytes()
+    opened.engine.close()
+    if before is not None and after is not None and after - before >= COLD_SHARE * job.lane.size:
+        yield loaded
+        yield dataclasses.replace(answered, seconds=loaded.seconds + answered.seconds)
+
+
+def _load(job: Job, watch: Watch, case: Case) -> tuple[Sample, Opened]:
+    """Load the lane's engine; its packages are imported before, and timed apart."""
+    started = watch.now()
+    opening.import_code(job.lane)
+    imported, made = watch.now() - started, list[Opened]()
+
+    def work() -> Timed:
+        begun = watch.now()
+        made.append(opening.open_lane(job.lane, Path(job.path), job.context))
+        return Timed(round(watch.now() - begun, DIGITS), parts={"import": round(imported, DIGITS)})
+
+    return observe(watch, _where(job), case, work), made[0]
+
+
+def _where(job: Job) -> Where:
+    return Where(job.lane.id, job.round, job.origin)
+
+
+def _watch(counter: energy.Counter | None) -> Watch:
+    """This process on this machine."""
+    cpus = allowed_cpus()
+    return Watch(
+        busy=quiet.busy_seconds,
+        joules=nothing if counter is None else counter.joules,
+        peak=machine.forget_peak,
+        rss=machine.peak_rss,
+        pss=machine.pss,
+        celsius=conditions.celsius,
+        mhz=lambda: conditions.mhz(cpus),
+    )
+
+
+def _said(sample: Sample) -> dict[str, Any]:
+    return {"sample": dataclasses.asdict(sample)}
