@@ -148,7 +148,6 @@ class Lane:
         digest: sha256 of the bundle's edgellm.json, which has those of all its files, or of the peer's file.
         size: bytes of the graph's files.
         bits: of a weight of the layers' linears, counted in the file.
-        recipe: what it is made of, of files that are made for a comparison.
         weight_bytes: bytes of weights that one decoded token reads; None where the engine does not tell.
         cache_bytes: bytes of KV cache that one position takes.
         products: multiply-adds in linears for each token of a prompt.
@@ -158,6 +157,7 @@ class Lane:
         agreement: share of the decoded tokens that one pass over the same tokens finds likeliest too.
         failed: why it has no result, in a line.
         doubts: what speaks against its figures; empty if nothing does.
+        recipe: what it is made of, of files that are made for a comparison.
     """
 
     id: str
@@ -170,7 +170,6 @@ class Lane:
     digest: str
     size: int
     bits: float | None = None
-    recipe: Recipe | None = None
     weight_bytes: int | None = None
     cache_bytes: int | None = None
     products: int | None = None
@@ -180,6 +179,7 @@ class Lane:
     agreement: float | None = None
     failed: str | None = None
     doubts: tuple[str, ...] = ()
+    recipe: Recipe | None = None
 
 
 @dataclass(frozen=True)

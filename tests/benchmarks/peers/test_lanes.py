@@ -52,9 +52,7 @@ def test_one_that_is_missing_stops_before_anything_is_made(
 ) -> None:
     """Of several, the one that can be had is not converted for minutes first."""
     monkeypatch.setattr("edgellm.benchmarks.peers.llama_cpp.PACKAGES", ("edgellm-test-nowhere",))
-    with pytest.raises(
-        RuntimeUnavailable, match="edgellm-test-nowhere is not installed; CMAKE_ARGS=-DGGML_NATIVE=ON pip install"
-    ):
+    with pytest.raises(RuntimeUnavailable, match=r"edgellm-test-nowhere is not installed; CMAKE_ARGS=.* pip install"):
         lanes(["edgellm-onnx:int8", "llama.cpp"], tiny_source, [1])
     assert list(cache.iterdir()) == []
 
