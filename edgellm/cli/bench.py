@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgellm.cli._bench_compare import OrCompare
 from edgellm.cli._bench_table import table
 from edgellm.cli._options import Duration, Numbers, check_target, names_of
 from edgellm.errors import UsageError
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 STDOUT = Path("-")
 
 
-@click.command(short_help="Measure bundles on this machine.")
+@click.command(cls=OrCompare, short_help="Measure bundles on this machine.")
 @click.argument("bundles", type=click.Path(path_type=Path), nargs=-1, required=True)
 @click.option("--runtime", metavar="R,...", help="Runtimes to measure; default: each that is installed.")
 @click.option("--threads", type=Numbers(1), metavar="N,...", help="Numbers of threads; default: what suits the machine.")
