@@ -58,6 +58,7 @@ def command(
     """
     from rich.console import Console
 
+    from edgellm.benchmarks import report as reports
     from edgellm.benchmarks import result
     from edgellm.benchmarks.result import Settings
     from edgellm.bundle import Bundle
@@ -66,8 +67,6 @@ def command(
         if file is not None and file != STDOUT:
             check_target(file)
     if report is not None:
-        from edgellm.benchmarks import report as reports
-
         reports.check(report)
     if (peers is None) != (source is None):
         raise UsageError(
