@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from edgellm.benchmarks.report.document import Block, Facts, Section, Text, clean
 from edgellm.benchmarks.report.headline import SURE
-from edgellm.benchmarks.report.texts import GB, about, many, number, size
+from edgellm.benchmarks.report.texts import GB, error, many, number, size
 from edgellm.benchmarks.report.view import Entry, View
 from edgellm.benchmarks.result import Run
 from edgellm.card import GraphCard
@@ -111,7 +111,7 @@ def _fidelity(card: GraphCard | None) -> Iterator[tuple[str, str]]:
     gaps = {"the runtime against the source": card.run, "quantization (numpy)": card.quantization, "export": card.export}
     for name, gap in gaps.items():
         if gap is not None:
-            kl = f"KL {number(gap.kl)} ± {about(gap.kl_error)} nats, 99th percentile {number(gap.kl_p99)}"
+            kl = f"KL {number(gap.kl)} ± {error(gap.kl_error)} nats, 99th percentile {number(gap.kl_p99)}"
             yield name, f"{kl}, top-1 {gap.top1:.3f}, {many(gap.positions, 'position')}"
     if card.perplexity is not None and card.source_perplexity is not None:
         yield "perplexity", f"{number(card.perplexity)}, of the source {number(card.source_perplexity)}"

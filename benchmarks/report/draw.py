@@ -19,7 +19,7 @@ from edgellm.errors import RuntimeUnavailable
 
 WIDTH = 5.0  # inches: 360 units, about what a phone is wide
 SIZE, SMALL = 10.0, 9.5
-LABEL, ROW_LABEL = 25, 30  # characters of a name that is written into a plot
+LABEL, ROW_LABEL = 30, 30  # characters of a name that is written into a plot
 GAP = 0.19  # inches between names at the ends of lines
 SYMBOLS = "os^DvPX*"
 STROKES: tuple[Any, ...] = ("-", (0, (5, 1.6)), (0, (5, 1.4, 1, 1.4)), (0, (1.2, 1.2)))
@@ -93,8 +93,7 @@ def color(look: int) -> int:
 
 def _height(panel: Drawing, panels: int) -> float:
     if isinstance(panel, Lines):
-        names = len(panel.lines) if panel.joined else 0
-        return max(3.0 if panels == 1 else 1.75, 0.9 + GAP * names)
+        return max(3.0 if panels == 1 else 1.75, 0.9 + (1 if panel.joined else 2) * GAP * len(panel.lines))
     if isinstance(panel, Hills):
         return 0.95 + 0.5 * len(panel.rows)
     if isinstance(panel, Marks):
@@ -110,7 +109,7 @@ def _legend_height(names: Sequence[str]) -> float:
 def _columns(names: Sequence[str]) -> int:
     """Of a legend: as many as there is room for."""
     longest = max(map(len, names), default=0)
-    return 3 if longest <= 17 else 2 if longest <= LABEL else 1
+    return 3 if longest <= 17 else 2 if longest <= 25 else 1
 
 
 def _panel(axes: Any, panel: Drawing) -> None:
@@ -187,7 +186,7 @@ def _x_axis(axes: Any, panel: Lines, xs: Sequence[float]) -> None:
 def _log_ticks(axes: Any, xs: Sequence[float]) -> None:
     """1, 2, 5 where the range is short, else decades."""
     ticker = _matplotlib("matplotlib.ticker")
-    wide = bool(xs) and max(xs) > 30 * min(xs)
+    wide = bool(xs) and max(xs) > 100 * min(xs)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=8))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
     axes.xaxis.set_major_formatter("{x:,.6g}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from edgellm.benchmarks.figures import Figure
 from edgellm.benchmarks.report.charts import Bar, Bars, Chart, Mark, Marks, Side
 from edgellm.benchmarks.report.document import NONE, Block, Cell, Group, Row, Section, Table, Text, clean
-from edgellm.benchmarks.report.texts import about, joined, many, number, pieces, size
+from edgellm.benchmarks.report.texts import error, joined, many, number, pieces, size
 from edgellm.benchmarks.report.view import Entry, View, cell, failure, with_notes
 from edgellm.benchmarks.result import Case
 from edgellm.benchmarks.spread import ALPHA, Ratio, ratio
@@ -82,7 +82,7 @@ def _peak(entry: Entry) -> Figure | None:
 
 def _kl(entry: Entry) -> Cell:
     quality = entry.lane.quality
-    return NONE if quality is None else Cell(number(quality.kl), f"± {about(quality.kl_error)}")
+    return NONE if quality is None else Cell(number(quality.kl), f"± {error(quality.kl_error)}")
 
 
 def _bars(entries: Sequence[Entry], case: Case) -> Chart | None:

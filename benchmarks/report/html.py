@@ -21,7 +21,7 @@ OUTLINES = {
     "X": "M3.5 .9l2.5 2.5 2.5-2.5 2.6 2.6-2.5 2.5 2.5 2.5-2.6 2.6-2.5-2.5-2.5 2.5-2.6-2.6 2.5-2.5-2.5-2.5z",
     "*": "M6 .6l1.5 3.6 3.9.3-3 2.5.9 3.8-3.3-2-3.3 2 .9-3.8-3-2.5 3.9-.3z",
 }
-ROOM = 66  # characters of a table that fits beside a plot
+ROOM, TALL = 66, 9  # characters and rows of a table that fits beside a plot
 
 
 def html(document: Document) -> str:
@@ -54,7 +54,7 @@ def wide(section: Section) -> list[bool]:
     """Which blocks of a section take both columns of the page: as few as leave no column half empty."""
     kinds = [type(block) for block in section.blocks]
     odd = kinds.count(Chart) % 2 == 1
-    narrow = [block for block in section.blocks if isinstance(block, Table) and _width(block) <= ROOM]
+    narrow = [block for block in section.blocks if isinstance(block, Table) and _fits(block)]
     beside = next(iter([*narrow, *(block for block in section.blocks if isinstance(block, Text))] if odd else ()), None)
     halves = [isinstance(block, Chart) or block is beside or _one_of(block, kinds) for block in section.blocks]
     return [not half for half in halves]
@@ -65,7 +65,8 @@ def _one_of(block: Block, kinds: list[type[Block]]) -> bool:
     return isinstance(block, Facts) and kinds.count(Facts) > 1
 
 
-def _width(table: Table) -> int:
-    """About as many characters as its longest cells take, the name's column as it wraps."""
+def _fits(table: Table) -> bool:
+    """Whether it has room beside a plot: about as many characters as its longest cells take, the name's column as it wraps."""
     rows = [row.cells for group in table.groups for row in group.rows if row.cells]
-    return 20 + sum(3 + max(max(len(cell.text), len(cell.note)) for cell in column) for column in zip(*rows, strict=True))
+    longest = [max(max(len(cell.text), len(cell.note)) for cell in column) for column in zip(*rows, strict=True)]
+    return 20 + sum(3 + length for length in longest) <= ROOM and len(rows) <= TALL

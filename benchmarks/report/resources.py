@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from edgellm.benchmarks.figures import PARTS, best_probe
 from edgellm.benchmarks.report.charts import Bar, Bars, Chart, Line, Lines, Point
 from edgellm.benchmarks.report.document import NONE, Cell, Group, Row, Section, Table, Text, clean
-from edgellm.benchmarks.report.texts import GB, MB, about, joined, many, number, percent, pieces, size
+from edgellm.benchmarks.report.texts import GB, MB, error, joined, many, number, percent, pieces, size
 from edgellm.benchmarks.report.view import Entry, View, cell
 from edgellm.benchmarks.result import Case, Run
 
 LINES = 8
 ROWS = 14
-CLOUD = 24  # named points in one plot
+CLOUD = 10  # named points in one plot that are no crowd
 POINTS = 250  # of a line over the run
 
 
@@ -168,7 +169,7 @@ def quality(view: View) -> Section | None:
         if lane.failed is not None or (found is None and lane.agreement is None):
             return []
         return [
-            NONE if found is None else Cell(number(found.kl), f"± {about(found.kl_error)}"),
+            NONE if found is None else Cell(number(found.kl), f"± {error(found.kl_error)}"),
             NONE if found is None else Cell(f"{found.top1:.3f}"),
             NONE if lane.agreement is None else Cell(f"{100 * lane.agreement:.1f} %"),
             NONE if lane.bits is None else Cell(f"{lane.bits:.2f}"),
@@ -179,18 +180,7 @@ def quality(view: View) -> Section | None:
     table = view.table("Quality and speed", head, cells)
     if table is None:
         return None
-    charts = [
-        Chart(
-            view.titled("Quality against speed", index),
-            "KL to the source in nats, and tokens a second: "
-            + "; ".join(f"{line.label} {number(line.points[0].x)}, {number(line.points[0].y)}" for line in some)
-            + ".",
-            (Lines("KL to the source, nats (closer is left)", "tokens a second", tuple(some), joined=False, log=True),),
-            "higher",
-        )
-        for index, entries in enumerate(view.entries)
-        for some in pieces([line for entry in entries for line in _place(entry, case)], CLOUD)
-    ]
+    charts = [chart for index, entries in enumerate(view.entries) for chart in _clouds(view, index, entries, case)]
     how = (
         "KL is how far a lane's next-token distributions are from the source's at float32, mean over positions with its "
         "standard error; top-1 how often both find the same token likeliest. Tokens confirmed: those decoded in this run that "
@@ -199,6 +189,23 @@ def quality(view: View) -> Section | None:
     texts = {entry.lane.quality.text for entry in view.all if entry.lane.quality is not None}
     notes = [Text("⚠ KL was measured on different texts and does not compare.")] if len(texts) > 1 else []
     return Section("quality", "Quality against speed", (Text(how), *notes, *charts, table))
+
+
+def _clouds(view: View, index: int, entries: Sequence[Entry], case: Case | None) -> Iterator[Chart]:
+    """Lanes by KL and speed; those of each number of threads by themselves where all would be a crowd."""
+    placed = [(entry, line) for entry in entries for line in _place(entry, case)]
+    threads: list[int | None] = [None]
+    if len(placed) > CLOUD:
+        threads = list(dict.fromkeys(entry.lane.threads for entry, _ in placed))
+    for count in threads:
+        said = "" if count is None else f", {many(count, 'thread')}"
+        these = [line for entry, line in placed if count in (None, entry.lane.threads)]
+        lines = [dataclasses.replace(line, label=line.label.removesuffix(said) or line.label) for line in these]
+        for some in pieces(lines, 2 * CLOUD):
+            about = "; ".join(f"{line.label} {number(line.points[0].x)}, {number(line.points[0].y)}" for line in some)
+            panel = Lines("KL to the source, nats (closer is left)", "tokens a second", tuple(some), joined=False, log=True)
+            title = view.titled(f"Quality against speed{said}", index)
+            yield Chart(title, f"KL to the source in nats, and tokens a second: {about}.", (panel,), "higher")
 
 
 def _place(entry: Entry, case: Case | None) -> Iterator[Line]:

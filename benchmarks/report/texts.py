@@ -32,7 +32,7 @@ def size(count: float) -> str:
     return f"{count / MB:.0f} MB" if count >= 10 * MB else f"{count / MB:.1f} MB"
 
 
-def about(value: float) -> str:
+def error(value: float) -> str:
     """Two digits: of an error of a figure, more would be none."""
     return f"{value:.2g}"
 

@@ -14,7 +14,7 @@ from tests.runs import a_lane, a_run
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    run = a_run([a_lane(), a_lane(runtime="tflite")], trials=2)
+    run = a_run([a_lane(), a_lane(runtime="tflite")], trials=2, prompts=(128,), depths=(0,), chain=False)
     other = dataclasses.replace(run, machine=dataclasses.replace(run.machine, cpu="Cortex-X4"))
     for name, each in (("one.json", run), ("two.json", other)):
         write(each, tmp_path / name)

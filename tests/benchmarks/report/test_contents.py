@@ -208,6 +208,18 @@ def test_kl_of_different_texts_is_said_not_to_compare() -> None:
     assert "different texts" not in texts(document([a_run(trials=1)]), "quality")
 
 
+def test_a_crowd_of_files_is_drawn_by_number_of_threads() -> None:
+    lanes = [a_lane(variant=f"v{number}", id=f"{number} {count}", threads=count) for number in range(6) for count in (1, 2)]
+    charts = [block for block in section(document([a_run(lanes, trials=1)]), "quality") if isinstance(block, Chart)]
+    assert [chart.title for chart in charts] == ["Quality against speed, 1 thread", "Quality against speed, 2 threads"]
+    names = [{line.label for line in chart.panels[0].lines} for chart in charts]  # type: ignore[union-attr]
+    assert names == [{f"v{number}" for number in range(6)}] * 2
+    (few,) = [block for block in section(document([a_run(lanes[:4], trials=1)]), "quality") if isinstance(block, Chart)]
+    assert {line.label for line in few.panels[0].lines} == {  # type: ignore[union-attr]
+        f"v{number}, {count}" for number in (0, 1) for count in ("1 thread", "2 threads")
+    }
+
+
 def test_devices_stand_side_by_side_named_by_their_machines() -> None:
     one, two = known("a", "b", a=(1.0, 0.04), b=(1.0, 0.08)), known("a", "b", a=(1.0, 0.02))
     two = dataclasses.replace(two, machine=dataclasses.replace(two.machine, cpu="Cortex-X4", cores=8))
