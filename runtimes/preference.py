@@ -37,8 +37,10 @@ class Choice:
 def choose(bundle: Bundle) -> Choice:
     """How a bundle is loaded where nothing is asked for: as tune found, else by `untuned`."""
     usable = adapters.installed(bundle)
-    tuned = recall(bundle, usable).tuned if usable else None
-    return untuned(bundle) if tuned is None else Choice(tuned.how, _reason(tuned))
+    record = recall(bundle, usable)
+    if record.tuned is None:
+        return _untuned(bundle, usable, record.decode)
+    return Choice(record.tuned.how, _reason(record.tuned))
 
 
 def untuned(bundle: Bundle) -> Choice:
@@ -48,6 +50,10 @@ def untuned(bundle: Bundle) -> Choice:
     loading that says what to install.
     """
     usable = adapters.installed(bundle)
+    return _untuned(bundle, usable, recall(bundle, usable).decode)
+
+
+def _untuned(bundle: Bundle, usable: Mapping[str, str], rates: Mapping[str, float]) -> Choice:
     if not usable:
         there = list(bundle.graphs)
         name = PREFERRED if PREFERRED in there else there[0]
@@ -55,7 +61,6 @@ def untuned(bundle: Bundle) -> Choice:
     if len(usable) == 1:
         alone = "the only one in the bundle" if len(bundle.graphs) == 1 else "the only one of the bundle's that is installed"
         return Choice(How(next(iter(usable))), alone)
-    rates = recall(bundle, usable).decode
     if not rates:
         name = PREFERRED if PREFERRED in usable else next(iter(usable))
         return Choice(How(name), "none is measured here, 'edgellm bench' finds the fastest")

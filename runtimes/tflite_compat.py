@@ -251,7 +251,7 @@ class CompatRuntime:
         self.interpreter.invoke()
         return {name: self.interpreter.get_tensor(place.index) for name, place in self.decode.outputs.items()}
 
-    def call(self, signature: Signature, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    def run(self, signature: Signature, values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
         """Run another signature."""
         # a runner of an earlier call would count as a view of the interpreter's memory, and forbid a step
         outputs: dict[str, NDArray[np.float32]] = self.interpreter.get_signature_runner(signature.name)(**values)
@@ -315,7 +315,7 @@ class CompatSession(ChunkedSession[Signature]):
                     self._held = start
                     outputs = runtime.step(values | self._masks(signature, at, slots))
                 else:
-                    outputs = runtime.call(signature, values | self._masks(signature, at, self._capacity) | self._kv)
+                    outputs = runtime.run(signature, values | self._masks(signature, at, self._capacity) | self._kv)
             except (RuntimeError, ValueError) as error:
                 what = f"tflite-runtime failed: {reason(error)}"
                 # without its frames, which hold on to the interpreter

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 import edgellm as library
+from edgellm.benchmarks.turn import apart
 from edgellm.bundle import Bundle
 from edgellm.runtimes.preference import choose
 from edgellm.runtimes.threads import default_threads
@@ -26,6 +28,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_tune_finds_a_way_and_loads_take_it(both: Path, cache: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(both)
     result = edgellm("tune", both, "--json", tmp_path / "tune.json")
@@ -45,6 +48,9 @@ def test_tune_finds_a_way_and_loads_take_it(both: Path, cache: Path, tmp_path: P
         assert (llm.runtime.name, llm.runtime.threads) == (chosen.runtime, chosen.threads or default_threads())
         assert llm.runtime.chunk == (chosen.chunk or 128)
         assert len(llm.generate("Hi", max_tokens=4).ids) == 4
+    pairs = [(apart(both, default).seconds, apart(both, chosen).seconds) for _ in range(5)]
+    assert statistics.median(before / after for before, after in pairs) > 0.9, "measured anew it is no slower"
+
     (record,) = (cache / "tuned").iterdir()
     record.write_bytes(record.read_bytes()[:40])
     with library.load(both) as llm:
