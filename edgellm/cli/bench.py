@@ -33,6 +33,15 @@ STDOUT = Path("-")
 @click.option("--decode", type=click.IntRange(min=1), default=64, show_default=True, metavar="N", help="Tokens decoded.")
 @click.option("--trials", type=click.IntRange(min=1), default=5, show_default=True, metavar="N", help="Rounds that count.")
 @click.option("--sustained", type=Duration(), metavar="TIME", help="Decode without a break as well, such as 10m.")
+@click.option(
+    "--peers", metavar="P,...", help="Others to measure beside it: llama.cpp, onnxruntime-genai, openvino, litert-lm."
+)
+@click.option(
+    "--source",
+    type=click.Path(path_type=Path),
+    metavar="MODEL",
+    help="With --peers: the file or folder that BUNDLES are made of.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write the run to F, '-' for stdout.")
 @click.option("--report", type=click.Path(path_type=Path), metavar="F", help="Draw a report: .html or .md.")
 def command(
