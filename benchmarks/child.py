@@ -29,8 +29,11 @@ from edgellm.benchmarks.result import Case, Lane, Quality, Sample
 from edgellm.errors import EdgeError, InferenceError
 from edgellm.runtimes.threads import allowed_cpus
 
-CHILD = "import sys; from edgellm.benchmarks.child import main; main(sys.argv[1])"
-INTERRUPTED = 130
+# Ctrl-C reaches the parent too, which ends this process; it is not to die half-way in an import, with a traceback.
+CHILD = (
+    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    "from edgellm.benchmarks.child import main; main(sys.argv[1])"
+)
 CHECKED = 32  # tokens before, and steps, of the check that steps are right
 COLD_SHARE = 0.5  # of its files that storage has to deliver for a load to have been cold
 Task = Literal["check", "quality", "cold", "round", "sustained"]
@@ -129,8 +132,6 @@ def main(asked: str) -> None:
             say(**said)
     except EdgeError as error:
         say(error=type(error).__name__, what=error.what, where=error.where, fix=error.fix)
-    except KeyboardInterrupt:  # it reached the parent too, which says so
-        sys.exit(INTERRUPTED)
 
 
 def _do(job: Job) -> Iterator[dict[str, Any]]:
