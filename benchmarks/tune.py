@@ -43,7 +43,7 @@ ALPHA = 0.01  # of both decisions together
 SEARCH = ((2, 5), (3, 3), (4, 1))  # rounds, and candidates of which that many stay at least
 KEPT = 3  # a third of them
 BEHIND = 0.9  # times as fast as the base: below it none stays
-DECISION = 16  # rounds, of which two may go wrong; after half of them it ends where the candidate is not ahead
+DECISION = 20  # rounds, of which three may go wrong; after half of them it ends where the candidate is not ahead
 LONGER = 1.03  # times that the part of a turn that is not decided on may take
 CLUSTER = 0.8  # of the capacity of the next stronger CPU: below it another kind of core begins
 

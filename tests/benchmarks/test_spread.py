@@ -74,6 +74,15 @@ def test_a_surer_interval_is_wider(given: list[float]) -> None:
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
 
 
+def test_of_many_rounds_the_order_decides_and_stray_ones_do_not() -> None:
+    """Of 16, at most two lie to one side of the median by chance in 2 * (1 + 16 + 120) of 2**16 cases: .0042."""
+    values = [float(each) for each in range(1, 17)]
+    assert interval(values, 0, alpha=0.005) == (3, 14)
+    assert interval([*values[:-1], 1e9], 0, alpha=0.005) == (3, 14)
+    assert interval(values, 0, alpha=0.0041) == (2, 15)
+    assert interval(values, 0, alpha=2**-15) == (1, 16)
+
+
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_too_few_rounds_have_no_interval_and_no_verdict(rounds: int) -> None:
     assert interval([1.0] * rounds, 0) is None
