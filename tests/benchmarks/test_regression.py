@@ -50,7 +50,7 @@ def test_eight_rounds_find_it_in_a_single_row() -> None:
 
 
 def test_what_got_faster_is_no_regression() -> None:
-    outcome = pair(0, slow=1 / 1.5)
+    outcome = pair(0, slow=1 / 1.5, trials=8)
     assert outcome.regressions == ()
     assert {row.ratio.verdict for row in outcome.rows if row.measure in ("time", "speed")} == {"faster"}
 
