@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -108,12 +108,31 @@ class Where:
 
 @dataclass(frozen=True)
 class Timed:
-    """What a case took in seconds, and what it found."""
+    """What a case took in seconds, and what it found.
+
+    Attributes:
+        apart: whether what was done before the clock started could be told apart by other counters too.
+    """
 
     seconds: float
     steps: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     parts: dict[str, float] = field(default_factory=dict)
+    apart: bool = True
+
+
+class Mark:
+    """What counters say when the timed part of a case begins: called then, else when the case does."""
+
+    def __init__(self, watch: Watch) -> None:
+        self._watch = watch
+        self()
+
+    def __call__(self) -> None:
+        self.cpu, self.joules = self._watch.cpu(), self._watch.joules()
+
+
+Work = Callable[[Mark], Timed]
 
 
 def plan(settings: Settings, room: int, *, chat: bool, cold: bool = True) -> tuple[tuple[Case, ...], tuple[str, ...]]:
@@ -150,16 +169,16 @@ def plan(settings: Settings, room: int, *, chat: bool, cold: bool = True) -> tup
     return tuple(cases), tuple(notes)
 
 
-def observe(watch: Watch, where: Where, case: Case, work: Callable[[], Timed]) -> Sample:
+def observe(watch: Watch, where: Where, case: Case, work: Work) -> Sample:
     """What `work` says that a case took, with all that the watch tells beside it."""
     watch.peak()
-    at, cpu, busy, joules = watch.now(), watch.cpu(), watch.busy(), watch.joules()
-    timed = work()
-    wall, used = watch.now() - at, watch.cpu() - cpu
-    after, now_joules = watch.busy(), watch.joules()
-    others = None if busy is None or after is None or wall <= 0 else max(0.0, (after - busy - used) / wall)
-    # what a case does before its clock starts, such as filling the cache, is in these too: they are taken in proportion
-    share = min(1.0, timed.seconds / wall) if wall > 0 else 1.0
+    at, busy = watch.now(), watch.busy()
+    mark = Mark(watch)
+    begun = mark.cpu
+    timed = work(mark)
+    wall, cpu, joules, after = watch.now() - at, watch.cpu(), watch.joules(), watch.busy()
+    others = None if busy is None or after is None or wall <= 0 else max(0.0, (after - busy - (cpu - begun)) / wall)
+    spent = None if joules is None or mark.joules is None else round(joules - mark.joules, 6)
     return Sample(
         lane=where.lane,
         case=case,
@@ -168,10 +187,10 @@ def observe(watch: Watch, where: Where, case: Case, work: Callable[[], Timed]) -
         seconds=timed.seconds,
         steps=timed.steps,
         parts=timed.parts,
-        cpu=round(used * share, 6),
+        cpu=round(cpu - mark.cpu, 6) if timed.apart else None,
         rss=watch.rss(),
         pss=watch.pss(),
-        joules=None if joules is None or now_joules is None else round((now_joules - joules) * share, 6),
+        joules=spent if timed.apart else None,
         celsius=watch.celsius(),
         mhz=watch.mhz(),
         others=None if others is None else round(others, 3),
@@ -206,14 +225,14 @@ class Cases:
         """
         if case.kind == "chain" and self._chain is not None:
             chain = self._chain
-            return observe(self._watch, self._where, case, lambda: chain(case))
+            return observe(self._watch, self._where, case, lambda mark: chain(case))
         ways = {"prefill": self._prefill, "first token": self._first_token, "decode": self._decode}
-        return observe(self._watch, self._where, case, lambda: ways[case.kind](case))
+        return observe(self._watch, self._where, case, lambda mark: ways[case.kind](case, mark))
 
     def sustained(self, seconds: float, context: int) -> Iterator[Sample]:
         """Decode for so many seconds, from the start of the context to its end and again: a sample for every few of them."""
         engine = self._engine
-        if not isinstance(engine, Engine):  # a loop of its own goes no further than it was told to
+        if isinstance(engine, OwnLoop):  # a loop of its own goes no further than it was told to
             return
         case, end, number = Case("sustained"), self._watch.now() + seconds, 0
         left, token = 0, 0
@@ -222,7 +241,7 @@ class Cases:
             started, steps = self._watch.now(), list[float]()
             where = Where(self._where.lane, number, self._where.origin)
 
-            def window(started: float = started, steps: list[float] = steps) -> Timed:
+            def window(mark: Mark, started: float = started, steps: list[float] = steps) -> Timed:
                 nonlocal left, token
                 while self._watch.now() - started < WINDOW:
                     if left == 0:
@@ -235,18 +254,19 @@ class Cases:
 
             yield observe(self._watch, where, case, window)
 
-    def _prefill(self, case: Case) -> Timed:
+    def _prefill(self, case: Case, mark: Mark) -> Timed:
         engine, prompt = self._engine, self._text(case.prompt)
         if isinstance(engine, OwnLoop):
             return _timed(engine.time_prefill(prompt))
         engine.reset()
+        mark()
         started = self._watch.now()
         logits = engine.prefill(prompt)
         seconds = self._watch.now() - started
         _best(logits)
         return _timed(seconds)
 
-    def _first_token(self, case: Case) -> Timed:
+    def _first_token(self, case: Case, mark: Mark) -> Timed:
         engine, prompt = self._engine, self._text(case.prompt)
         if isinstance(engine, OwnLoop):
             return _timed(engine.time_prefill(prompt))
@@ -254,17 +274,19 @@ class Cases:
         if case.state == "cached":
             engine.prefill(prompt[:-TAIL])
             prompt = prompt[-TAIL:]
+        mark()
         started = self._watch.now()
         token = _best(engine.prefill(prompt))
         return _timed(self._watch.now() - started, tokens=[token])
 
-    def _decode(self, case: Case) -> Timed:
+    def _decode(self, case: Case, mark: Mark) -> Timed:
         engine, prompt = self._engine, self._text(max(1, case.depth))
         if isinstance(engine, OwnLoop):
-            return _timed(*engine.time_steps(prompt, case.steps))
+            return replace(_timed(*engine.time_steps(prompt, case.steps)), apart=False)
         engine.reset()
         token = _best(engine.prefill(prompt))
         steps, tokens = list[float](), [token]
+        mark()
         for _ in range(case.steps):
             token = self._step(engine, token, steps)
             tokens.append(token)

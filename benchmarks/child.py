@@ -22,7 +22,7 @@ from typing import IO, Any, Literal
 from edgellm import errors
 from edgellm._typed import build
 from edgellm.benchmarks import conditions, energy, machine, opening
-from edgellm.benchmarks.cases import DIGITS, Cases, Engine, OwnLoop, Timed, Watch, Where, agreement, nothing, observe
+from edgellm.benchmarks.cases import DIGITS, Cases, Engine, Mark, OwnLoop, Timed, Watch, Where, agreement, nothing, observe
 from edgellm.benchmarks.opening import Opened
 from edgellm.benchmarks.peers import quiet
 from edgellm.benchmarks.result import Case, Lane, Quality, Sample
@@ -51,6 +51,7 @@ class Job:
         context: tokens that the longest case needs.
         ids: of a text.
         cases: of "round"; of "cold" the two that it times.
+        seed: of the order of cases.
         origin: when the run began, by time.perf_counter, which all processes of a machine share.
         reference: .npy of the source's logits over `ids`, of "quality".
     """
@@ -62,6 +63,7 @@ class Job:
     ids: tuple[int, ...]
     cases: tuple[Case, ...] = ()
     round: int = 0
+    seed: int = 0
     origin: float = 0.0
     seconds: float = 0.0
     reference: str = ""
@@ -69,15 +71,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a process said."""
+    """What a process said beside its samples: of which tokens it is sure, how close it is, what could not be measured."""
 
-    samples: tuple[Sample, ...]
     agreement: float | None = None
     quality: Quality | None = None
+    notes: tuple[str, ...] = ()
 
 
-def run(job: Job, progress: Callable[[str], None]) -> Heard:
-    """Do a job in a fresh process.
+def run(job: Job, progress: Callable[[str], None], keep: Callable[[Sample], None]) -> Heard:
+    """Do a job in a fresh process; `keep` gets each sample when it is made.
 
     Raises:
         EdgeError: as the process met it.
@@ -89,7 +91,7 @@ def run(job: Job, progress: Callable[[str], None]) -> Heard:
     command = [sys.executable, "-P", "-c", CHILD, json.dumps(dataclasses.asdict(job))]
     with subprocess.Popen(command, stdin=quietly, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as process:
         try:
-            heard = _listen(process.stdout, progress)
+            heard = _listen(process.stdout, progress, keep)
         except BaseException:
             process.kill()
             raise
@@ -99,8 +101,8 @@ def run(job: Job, progress: Callable[[str], None]) -> Heard:
     return heard
 
 
-def _listen(lines: IO[str] | None, progress: Callable[[str], None]) -> Heard:
-    samples, agreed, quality = [], None, None
+def _listen(lines: IO[str] | None, progress: Callable[[str], None], keep: Callable[[Sample], None]) -> Heard:
+    agreed, quality, notes = None, None, list[str]()
     for line in lines or ():
         said = json.loads(line)
         if "case" in said:
@@ -109,12 +111,14 @@ def _listen(lines: IO[str] | None, progress: Callable[[str], None]) -> Heard:
             kind = getattr(errors, said["error"])
             raise kind(said["what"], where=said["where"], fix=said["fix"])
         elif "sample" in said:
-            samples.append(build(Sample, said["sample"]))
+            keep(build(Sample, said["sample"]))
+        elif "note" in said:
+            notes.append(said["note"])
         elif "quality" in said:
             quality = build(Quality, said["quality"])
         else:
             agreed = said["agreement"]
-    return Heard(tuple(samples), agreed, quality)
+    return Heard(agreed, quality, tuple(notes))
 
 
 def main(asked: str) -> None:
@@ -140,7 +144,7 @@ def _do(job: Job) -> Iterator[dict[str, Any]]:
         counter = energy.find_counter()
         watch = _watch(None if counter is None else stack.enter_context(counter))
         if job.task == "cold":
-            yield from map(_said, _cold(job, watch))
+            yield from _cold(job, watch)
             return
         if job.task == "round":
             yield {"case": "load"}
@@ -149,6 +153,8 @@ def _do(job: Job) -> Iterator[dict[str, Any]]:
         if job.task == "round":
             yield _said(loaded)
             yield from _round(job, opened, watch)
+        elif job.task == "sustained" and isinstance(opened.engine, OwnLoop):
+            yield {"note": f"{job.lane.id}: sustained decoding, because it writes tokens in a loop of its own"}
         elif job.task == "sustained":
             for sample in Cases(opened.engine, job.ids, watch, _where(job)).sustained(job.seconds, opened.context):
                 yield {"case": f"sustained, {sample.at:,.0f} s"}
@@ -173,17 +179,21 @@ def _looked_at(job: Job, opened: Opened) -> Iterator[dict[str, Any]]:
 
 
 def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[dict[str, Any]]:
-    chain = opened.chain(job.ids) if any(case.kind == "chain" for case in job.cases) else None
-    cases = Cases(opened.engine, job.ids, watch, _where(job), chain)
+    cases = Cases(opened.engine, job.ids, watch, _where(job), opened.chain(job.ids))
     wanted = [case for case in job.cases if case.state != "cached" or not isinstance(opened.engine, OwnLoop)]
     longest = max(wanted, key=lambda case: max(case.prompt, case.depth))
     cases.run(longest)  # buffers grow to their size, and code is paged in: what only the first call of a process pays
-    for case in random.Random(f"{job.lane.id} {job.round}").sample(wanted, len(wanted)):
+    for case in random.Random(f"{job.seed} {job.lane.id} {job.round}").sample(wanted, len(wanted)):
         yield {"case": case.name}
-        yield _said(cases.run(case))
+        try:
+            yield _said(cases.run(case))
+        except EdgeError as error:
+            if case.kind != "chain":
+                raise
+            yield {"note": f"{job.lane.id}: {case.name}: {error}"}  # its text has no way, and everything else is as it was
 
 
-def _cold(job: Job, watch: Watch) -> Iterator[Sample]:
+def _cold(job: Job, watch: Watch) -> Iterator[dict[str, Any]]:
     """Load from storage, and up to the first token; nothing where its files could not be driven out of memory."""
     load, first = job.cases
     files = opening.files(job.lane, Path(job.path))
@@ -194,8 +204,10 @@ def _cold(job: Job, watch: Watch) -> Iterator[Sample]:
     after = machine.read_bytes()
     opened.engine.close()
     if before is not None and after is not None and after - before >= COLD_SHARE * job.lane.size:
-        yield loaded
-        yield dataclasses.replace(answered, seconds=loaded.seconds + answered.seconds)
+        yield _said(loaded)
+        yield _said(dataclasses.replace(answered, seconds=loaded.seconds + answered.seconds))
+    else:
+        yield {"note": f"{job.lane.id}: a cold load, because its files could not be driven out of memory"}
 
 
 def _load(job: Job, watch: Watch, case: Case) -> tuple[Sample, Opened]:
@@ -204,7 +216,7 @@ def _load(job: Job, watch: Watch, case: Case) -> tuple[Sample, Opened]:
     opening.import_code(job.lane)
     imported, made = watch.now() - started, list[Opened]()
 
-    def work() -> Timed:
+    def work(mark: Mark) -> Timed:
         begun = watch.now()
         made.append(opening.open_lane(job.lane, Path(job.path), job.context))
         return Timed(round(watch.now() - begun, DIGITS), parts={"import": round(imported, DIGITS)})

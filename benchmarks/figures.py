@@ -91,6 +91,8 @@ def _figures(run: Run, *, warm: bool, lane: str | None = None, case: Case | None
         if (sample.round == 0) == warm and lane in (None, sample.lane) and case in (None, sample.case):
             samples.setdefault((sample.lane, sample.case), []).append(sample)
     for each in run.lanes:
+        if each.failed is not None:  # what it measured is in the file, and is no result
+            continue
         for found in sorted((case for id_, case in samples if id_ == each.id), key=_order):
             for name, (unit, higher, value) in _measures(run, each, found).items():
                 by_round = _by_round(samples[each.id, found], value)

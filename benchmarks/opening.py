@@ -59,9 +59,12 @@ def open_lane(lane: Lane, path: Path, context: int) -> Opened:
     engine = own.open_engine(bundle, runtime=lane.runtime, threads=lane.threads, context=context)
 
     def chain(ids: Sequence[int]) -> Chain:
-        from edgellm.benchmarks.chain import Chain
+        def run(case: Case) -> Timed:
+            from edgellm.benchmarks.chain import Chain
 
-        return Chain(bundle, engine.session, ids).run
+            return Chain(bundle, engine.session, ids).run(case)
+
+        return run
 
     return Opened(engine, engine.session.max_context, chain)
 
@@ -70,7 +73,8 @@ def files(lane: Lane, path: Path) -> list[Path]:
     """Every file that a load may read."""
     if lane.engine == own.ENGINE:
         return own.files(Bundle.open(path))
-    return [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    folder = path if path.is_dir() else path.parent  # what an engine packed of a file lies beside it
+    return [file for file in folder.rglob("*") if file.is_file()]
 
 
 def _peer(lane: Lane) -> Any:

@@ -85,8 +85,11 @@ def _untouched(bundle: Bundle, graph: Graph) -> int:
     """Bytes that a step does not read: the embedding's table, of which it takes one row, where the head has one of its own."""
     if bundle.spec.tied_head:
         return 0
-    scheme = bundle.recipe_of(graph).scheme("embed.weight")
-    return bundle.spec.vocab_size * bundle.spec.hidden_size * (32 if scheme is None else scheme.bits) // 8
+    scheme, width = bundle.recipe_of(graph).scheme("embed.weight"), bundle.spec.hidden_size
+    if scheme is None:
+        return bundle.spec.vocab_size * width * 4
+    blocks = scheme.blocks(width) * (32 + (0 if scheme.symmetric else scheme.bits))  # a scale, and a zero point
+    return bundle.spec.vocab_size * (width * scheme.bits + blocks) // 8
 
 
 def _cache_bytes(graph: Graph, spec: ModelSpec) -> int:

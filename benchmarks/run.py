@@ -18,7 +18,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from edgellm._version import __version__
-from edgellm.benchmarks import child, conditions, doubts, energy, limit, own, texts
+from edgellm.benchmarks import child, conditions, doubts, emulation, energy, limit, own, texts
 from edgellm.benchmarks.cases import TEMPLATE, plan
 from edgellm.benchmarks.child import Heard, Job
 from edgellm.benchmarks.machine import machine
@@ -120,6 +120,7 @@ class Bench:
                     self.do(each, "cold", number)
                 self.do(each, "round", number)
         self.finished = number
+        self.look(0)
 
     def do(self, entry: Entry, task: child.Task, number: int) -> None:
         """One lane's process; an error ends the lane and not the run."""
@@ -143,16 +144,20 @@ class Bench:
             ids=entry.ids,
             cases=cases,
             round=number,
+            seed=self.settings.seed,
             origin=self.origin,
             seconds=self.settings.sustained,
             reference="" if entry.reference is None else str(entry.reference),
         )
         try:
-            heard: Heard = child.run(job, show)
+            heard: Heard = child.run(job, show, self.samples.append)
         except EdgeError as error:
-            self.failed[lane.id] = error
+            if task == "sustained":  # the rounds before it are whole
+                self.notes.append(f"{lane.id}: sustained decoding: {error}")
+            else:
+                self.failed[lane.id] = error
             return
-        self.samples += heard.samples
+        self.notes += heard.notes
         if heard.agreement is not None:
             self.agreements[lane.id] = heard.agreement
         if heard.quality is not None:
@@ -167,11 +172,10 @@ class Bench:
         if products is not None:
             self.probes.append(Probe("int8", threads, number, at, products))
 
-    def look(self) -> None:
-        """The machine while nothing of ours runs."""
-        self.progress("the machine at rest")
+    def look(self, seconds: float = LOOK) -> None:
+        """The machine while nothing of ours runs; with 0 seconds nobody can tell what others do."""
         at = round(time.perf_counter() - self.origin, 3)
-        self.moments.append(conditions.moment(at, allowed_cpus(), seconds=LOOK, since=self.counts))
+        self.moments.append(conditions.moment(at, allowed_cpus(), seconds=seconds, since=self.counts))
 
 
 def measure(
@@ -180,6 +184,7 @@ def measure(
     settings: Settings | None = None,
     *,
     command: str,
+    chat: bool = True,
     progress: Callable[[str], None] = lambda step: None,
 ) -> Run:
     """Measure bundles in each of their runtimes, with each number of threads.
@@ -187,6 +192,7 @@ def measure(
     Args:
         runtimes: none means each that is installed.
         command: as the run's file is to have it.
+        chat: whether the whole chain of a text is timed.
         progress: is told what is being done.
 
     Raises:
@@ -194,18 +200,20 @@ def measure(
         UsageError: a number that makes no sense, or no case fits a context.
     """
     settings = settings or Settings()
-    entries, notes = entries_of(bundles, runtimes, settings)
+    entries, notes = entries_of(bundles, runtimes, settings, chat=chat)
     return go(entries, settings, command=command, progress=progress, notes=notes)
 
 
-def entries_of(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings) -> tuple[list[Entry], list[str]]:
+def entries_of(
+    bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings, *, chat: bool = True
+) -> tuple[list[Entry], list[str]]:
     """The lanes of bundles, and what of the settings does not fit them; errors as of `measure`."""
     _check(settings)
     entries, notes = list[Entry](), list[str]()
     for bundle, label in zip(bundles, labels([bundle.path for bundle in bundles]), strict=True):
         bundle.ensure_verified()  # hashing is done once a machine, not once a load
         room, ids = bundle.spec.max_context, text_ids(bundle)
-        cases, missing = plan(settings, room, chat=True)
+        cases, missing = plan(settings, room, chat=chat)
         lanes = own.lanes(bundle, label, runtimes, settings.threads)
         entries += [Entry(lane, bundle.path, room, cases, ids) for lane in lanes]
         notes += missing
@@ -224,6 +232,11 @@ def go(
     counter = energy.find_counter()
     started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     bench = Bench(settings, [*entries], progress)
+    if counter is None:
+        bench.notes.append("energy: this host offers no counter")
+    virtual = emulation.virtual()
+    if virtual:
+        bench.notes.append(virtual)
     complete = bench.go()
     if len(bench.failed) == len(entries):
         raise next(iter(bench.failed.values()))

@@ -130,11 +130,14 @@ def main() -> int:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write the run")
     arguments = parser.parse_args()
     command = shlex.join(["python", "-m", "edgellm.benchmarks.shapes", *sys.argv[1:]])
+    if not arguments.json.parent.is_dir():
+        parser.error(f"no such folder: {arguments.json.parent}")
     try:
         with tempfile.TemporaryDirectory(prefix="edgellm-shapes-", dir=arguments.folder) as scratch:
             bundles = [Bundle.open(make(name, Path(scratch))) for name in arguments.names]
             say = partial(print, file=sys.stderr, flush=True)
-            done = measure(bundles, (), Settings(trials=arguments.trials), command=command, progress=say)
+            settings = Settings(prompts=(128,), depths=(0,), decode=32, trials=arguments.trials)
+            done = measure(bundles, (), settings, command=command, chat=False, progress=say)
         result.write(done, arguments.json)
     except EdgeError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgellm.bundle import Bundle
 
 STDOUT = Path("-")
+REFRESH = 1  # times a second: to draw on the terminal is work on the machine that is measured
 
 
 @click.command(cls=OrCompare, short_help="Measure bundles on this machine.")
@@ -112,7 +113,7 @@ def measured(
     from edgellm.runtimes import preference
 
     command = shlex.join(["edgellm", *sys.argv[1:]])
-    with Console(stderr=True).status("measuring") as status:
+    with Console(stderr=True).status("measuring", refresh_per_second=REFRESH) as status:
 
         def show(step: str) -> None:
             status.update(f"measuring: {step}")

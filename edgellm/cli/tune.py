@@ -41,7 +41,7 @@ def command(bundle: Path, json_file: Path | None) -> None:
     if json_file is not None and json_file != Path("-"):
         check_target(json_file)
     opened = Bundle.open(bundle)
-    with Console(stderr=True).status("measuring") as status:
+    with Console(stderr=True).status("measuring", refresh_per_second=1) as status:
         tuning = tune(opened.path, progress=status.update)
     tuned.keep(opened, tuned=tuned.Tuned(tuning.chosen, tuning.turn, tuning.default_turn))
     value = {

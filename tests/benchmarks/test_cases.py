@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgellm.benchmarks.cases import TAIL, WINDOW, Cases, Timed, Watch, Where, agreement, observe, plan
+from edgellm.benchmarks.cases import TAIL, WINDOW, Cases, Mark, Timed, Watch, Where, agreement, observe, plan
 from edgellm.benchmarks.result import Case, Settings
 from edgellm.errors import InferenceError, UsageError
 
@@ -149,15 +149,16 @@ def test_a_logit_that_is_no_number_is_no_result(clock: Clock, bad: float) -> Non
             cases(clock, Broken(clock)).run(case)
 
 
-def test_what_the_watch_tells_is_taken_in_proportion_to_the_timed_part(clock: Clock) -> None:
-    """A second of filling and one of steps: half of the process's time and of the energy are the steps'."""
-    told = {"cpu": iter([10.0, 13.0]), "busy": iter([50.0, 53.4]), "joules": iter([7.0, 17.0])}
+@pytest.mark.parametrize(("marks", "apart"), [(True, True), (False, True), (True, False)])
+def test_counters_are_read_where_the_timed_part_begins(clock: Clock, marks: bool, apart: bool) -> None:
+    """Three seconds of a processor and ten joules in all; from the mark on two and six."""
+    told = {"cpu": [10.0, *[11.0] * marks, 13.0], "joules": [7.0, *[11.0] * marks, 17.0], "busy": [50.0, 53.4]}
     forgot = list[bool]()
     watch = Watch(
         now=clock,
-        cpu=lambda: next(told["cpu"]),
-        busy=lambda: next(told["busy"]),
-        joules=lambda: next(told["joules"]),
+        cpu=lambda: told["cpu"].pop(0),
+        busy=lambda: told["busy"].pop(0),
+        joules=lambda: told["joules"].pop(0),
         peak=lambda: forgot.append(True),
         rss=lambda: 1000,
         pss=lambda: 900,
@@ -165,15 +166,30 @@ def test_what_the_watch_tells_is_taken_in_proportion_to_the_timed_part(clock: Cl
         mhz=lambda: 2400.0,
     )
 
-    def work() -> Timed:
-        clock.time += 2
-        return Timed(1.0)
+    def work(mark: Mark) -> Timed:
+        clock.time += 1
+        if marks:
+            mark()
+        clock.time += 1
+        return Timed(1.0, apart=apart)
 
     sample = observe(watch, Where("lane", 1), Case("prefill", 8), work)
-    assert (sample.cpu, sample.joules) == (1.5, 5.0)
+    spent = (2.0, 6.0) if marks else (3.0, 10.0)
+    assert (sample.cpu, sample.joules) == (spent if apart else (None, None))
     assert sample.others == pytest.approx(0.2), "what all did and this process did not, in processors"
     assert (sample.rss, sample.pss, sample.celsius, sample.mhz) == (1000, 900, 61.5, 2400.0)
     assert forgot == [True]
+
+
+def test_what_filled_the_cache_is_in_no_counter(clock: Clock) -> None:
+    """A process that works as long as its clock goes."""
+    engine = Counting(clock, steps=(0.25,))
+    watch = Watch(now=clock, cpu=clock, joules=lambda: 5 * clock.time)
+    timed = Cases(engine, TEXT, watch, Where("lane", 1))
+    decode = timed.run(Case("decode", depth=1000, steps=4))
+    assert (decode.seconds, decode.cpu, decode.joules) == pytest.approx((1.0, 1.0, 5.0))
+    cached = timed.run(Case("first token", 512, state="cached"))
+    assert (cached.seconds, cached.cpu) == pytest.approx((TAIL * PER_TOKEN, TAIL * PER_TOKEN))
 
 
 def test_what_a_host_does_not_tell_is_nothing_and_not_zero(clock: Clock) -> None:

@@ -13,6 +13,9 @@ from edgellm.card import GraphCard
 from tests.runs import a_lane, a_run
 
 
+CHECKED = dataclasses.replace(a_lane(), agreement=1.0)
+
+
 def judged(lane: Lane, **changes: Any) -> Lane:
     """A lane of a run, judged; `changes` are of every sample of a round that counts."""
     run = a_run([lane], trials=3)
@@ -22,7 +25,7 @@ def judged(lane: Lane, **changes: Any) -> Lane:
 
 
 def test_a_quiet_run_has_no_doubts() -> None:
-    found = judged(dataclasses.replace(a_lane(), agreement=1.0), others=0.0)
+    found = judged(CHECKED, others=0.0)
     assert (found.failed, found.doubts) == (None, ())
 
 
@@ -48,24 +51,32 @@ def test_more_than_the_machine_can_do_fails(monkeypatch: pytest.MonkeyPatch) -> 
     assert "of the peak of 8-bit products: more than there is" in str(found.failed)
 
 
-def test_what_the_cache_keeps_need_not_come_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = a_lane()
-    run = a_run([lane], trials=3)
-    twice = dataclasses.replace(run, lanes=(dataclasses.replace(lane, weight_bytes=2 * (lane.weight_bytes or 0)),))
-    monkeypatch.setattr(doubts, "last_level_bytes", lambda cpus: lane.weight_bytes)  # half of what it claims to read
-    (found,) = doubts.judged(twice).lanes
+def test_what_the_cache_holds_need_not_come_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of weights that it holds as a whole; a part of larger ones is gone when their end was read."""
+    lane = dataclasses.replace(a_lane(), agreement=1.0)
+    twice = dataclasses.replace(lane, weight_bytes=2 * (lane.weight_bytes or 0))
+    run = dataclasses.replace(a_run([lane], trials=3), lanes=(twice,))
+    monkeypatch.setattr(doubts, "last_level_bytes", lambda cpus: twice.weight_bytes)
+    (found,) = doubts.judged(run).lanes
     assert found.failed is None
     assert any("processor's cache" in doubt for doubt in found.doubts)
+    monkeypatch.setattr(doubts, "last_level_bytes", lambda cpus: (twice.weight_bytes or 0) - 1)
+    (found,) = doubts.judged(run).lanes
+    assert "more than there is" in str(found.failed)
+
+
+def test_output_that_nobody_looked_at_is_said() -> None:
+    assert judged(a_lane(), others=0.0).doubts == ("its output was not checked: it shows no logits",)
 
 
 def test_others_on_the_machine_are_said() -> None:
     """In samples of a second: of a shorter one the kernel's count is too coarse to tell."""
-    (doubt,) = judged(a_lane(), others=0.8, seconds=1.0).doubts
+    (doubt,) = judged(CHECKED, others=0.8, seconds=1.0).doubts
     assert doubt.startswith("others kept up to 0.80 processors busy during ")
 
 
 def test_tokens_that_change_from_round_to_round_are_said() -> None:
-    run: Run = a_run([a_lane()], trials=3)
+    run: Run = a_run([CHECKED], trials=3)
     samples = tuple(
         dataclasses.replace(each, others=0.0, tokens=(1, 2, each.round) if each.case.kind == "decode" else ())
         for each in run.samples
@@ -75,7 +86,7 @@ def test_tokens_that_change_from_round_to_round_are_said() -> None:
 
 
 def test_a_degraded_bundle_says_so() -> None:
-    found = judged(dataclasses.replace(a_lane(), fidelity=GraphCard("degraded", "KL .9")), others=0.0)
+    found = judged(dataclasses.replace(CHECKED, fidelity=GraphCard("degraded", "KL .9")), others=0.0)
     assert found.doubts == ("its fidelity card says degraded",)
 
 

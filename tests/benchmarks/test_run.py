@@ -127,7 +127,7 @@ def test_the_machine_is_measured_with_the_lanes_threads_in_every_round(run: Run)
         (what, 1, number) for what in ("bandwidth", "int8") for number in range(SMALL.trials + 1)
     }
     assert all(each.value > 1e8 for each in run.probes)
-    assert len(run.moments) == 2
+    assert len(run.moments) == SMALL.trials + 3, "before, after, and after each round"
 
 
 def test_what_was_written_reads_back(run: Run, tmp_path: Path) -> None:
