@@ -147,7 +147,7 @@ def limit(view: View) -> Section | None:
                 where = "" if case is None else f", {case.name}"
                 charts.append(Chart(view.titled(f"{title}{where}", index), f"{x}: {said}.", (panel,), "higher"))
     over = [
-        Text(f"⚠ {entry.label}: a share over 100 % is no result; the probe or the count of bytes is wrong.")
+        Text(f"⚠ {entry.label}: more than memory gives, because its weights stay in the processor's cache.")
         for entry in view.all
         if any(figure.unit == "" and figure.median > 1 for figure in entry.found.values())
     ]

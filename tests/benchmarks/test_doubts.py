@@ -12,7 +12,6 @@ from edgellm.benchmarks.result import Lane, Run
 from edgellm.card import GraphCard
 from tests.runs import a_lane, a_run
 
-
 CHECKED = dataclasses.replace(a_lane(), agreement=1.0)
 
 
@@ -66,7 +65,8 @@ def test_what_the_cache_holds_need_not_come_from_memory(monkeypatch: pytest.Monk
 
 
 def test_output_that_nobody_looked_at_is_said() -> None:
-    assert judged(a_lane(), others=0.0).doubts == ("its output was not checked: it shows no logits",)
+    unseen = dataclasses.replace(CHECKED, agreement=None)
+    assert judged(unseen, others=0.0).doubts == ("its output was not checked: it shows no logits",)
 
 
 def test_others_on_the_machine_are_said() -> None:
