@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,14 @@ IMPORTS = {  # what a load imports, by runtime
     "tflite": (*COMMON, "edgellm.runtimes.tflite", *LITERT),
     "tflite_compat": (*COMMON, "edgellm.runtimes.tflite_compat", "tflite_runtime.interpreter"),
 }
+
+
+class Reads(NamedTuple):
+    """What of `Lane` a share of the limit is counted from."""
+
+    weight_bytes: int | None = None
+    cache_bytes: int | None = None
+    products: int | None = None
 
 
 def lanes(bundle: Bundle, label: str, runtimes: Sequence[str], threads: Sequence[int]) -> list[Lane]:
@@ -66,9 +75,7 @@ def _lane(bundle: Bundle, label: str, runtime: str, threads: int) -> Lane:
         digest=sha256_file(bundle.path / MANIFEST),
         size=weight_bytes(bundle, graph),
         bits=_bits(bundle, graph),
-        weight_bytes=weight_bytes(bundle, graph) - _untouched(bundle, graph),
-        cache_bytes=_cache_bytes(graph, bundle.spec),
-        products=_products(bundle.spec),
+        **reads(bundle, graph)._asdict(),
         versions=_versions(runtime),
         fidelity=card,
     )
@@ -79,6 +86,13 @@ def _bits(bundle: Bundle, graph: Graph) -> float | None:
         return round(stored.graph(bundle, graph).bits, 4)
     except RuntimeUnavailable:  # what reads the file is not needed to run it
         return None
+
+
+def reads(bundle: Bundle, graph: Graph) -> Reads:
+    """Of a graph of a bundle."""
+    return Reads(
+        weight_bytes(bundle, graph) - _untouched(bundle, graph), _cache_bytes(graph, bundle.spec), _products(bundle.spec)
+    )
 
 
 def _untouched(bundle: Bundle, graph: Graph) -> int:

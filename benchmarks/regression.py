@@ -134,11 +134,14 @@ def _row(old: Figure, new: Figure, ratio: Ratio, least: float) -> Comparison:
 
 
 def _judged(run: Run, ids: dict[str, str] | None = None) -> dict[tuple[str, Case, str], Figure]:
-    """The figures that count, by lane (under the id that `ids` gives it, where it is given), case and measure."""
+    """The figures that count, by lane (under the id that `ids` gives it, where it is given), case and measure.
+
+    Windows of a sustained run are no rounds: each begins where the one before has left the machine.
+    """
     found = {}
     for figure in figures(run):
         lane = figure.lane if ids is None else ids.get(figure.lane)
-        if figure.measure in JUDGED and lane is not None:
+        if figure.measure in JUDGED and figure.case.kind != "sustained" and lane is not None:
             found[lane, figure.case, figure.measure] = figure
     return found
 

@@ -326,6 +326,9 @@ def write(run: Run, path: str | os.PathLike[str]) -> None:
         ResourceError: it cannot be written.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():  # a device or a pipe is written to, and not replaced
+        _write_to(path, run)
+        return
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         partial.write_text(to_json(run), encoding="utf-8")
@@ -334,6 +337,13 @@ def write(run: Run, path: str | os.PathLike[str]) -> None:
         raise ResourceError(f"cannot write: {error.strerror or error}", where=path, fix="choose another file") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _write_to(path: Path, run: Run) -> None:
+    try:
+        path.write_text(to_json(run), encoding="utf-8")
+    except OSError as error:
+        raise ResourceError(f"cannot write: {error.strerror or error}", where=path, fix="choose another file") from error
 
 
 def to_json(run: Run) -> str:

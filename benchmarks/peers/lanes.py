@@ -10,15 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from edgellm._version import __version__
-from edgellm.benchmarks import stored
+from edgellm.benchmarks import gguf_file, own, stored
+from edgellm.benchmarks.own import Reads
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers.engine import OURS, EngineId
 from edgellm.benchmarks.result import Lane, Recipe
 from edgellm.benchmarks.stored import Stored
-from edgellm.bundle import cache_dir, sha256_file
+from edgellm.bundle import Bundle, cache_dir, sha256_file
 from edgellm.errors import RuntimeUnavailable, UsageError
 
 MANIFEST = "edgellm.json"
+TABLE, HEAD = "token_embd.weight", "output.weight"
 
 
 def lanes(names: Sequence[str], source: Path, threads: Sequence[int]) -> list[tuple[Lane, Path]]:
@@ -74,10 +76,35 @@ def describe(engine: EngineId, path: Path, model: str, source: Path, threads: Se
             size=size,
             bits=bits,
             recipe=recipe,
+            **reads(path)._asdict(),
             versions={"edgellm": __version__, **peers.versions(module)},
         )
         for count in threads
     ]
+
+
+def reads(path: Path) -> Reads:
+    """What a step reads of a file, and a prompt multiplies: of our bundles and of GGUF files, whose cache is float16."""
+    if (path / MANIFEST).is_file():
+        bundle = Bundle.open(path)
+        (graph,) = bundle.graphs.values()
+        return own.reads(bundle, graph)
+    if path.suffix.lower() != ".gguf":
+        return Reads()
+    try:
+        reader = gguf_file.open_gguf(path)
+    except RuntimeUnavailable:
+        return Reads()
+    tensors = {each.name: each for each in reader.tensors}
+    table = 0 if HEAD not in tensors else int(tensors[TABLE].n_bytes)  # of which a step takes a row
+    names = ("block_count", "attention.head_count", "attention.head_count_kv", "embedding_length")
+    sizes = [gguf_file.metadata(reader, name) for name in names]
+    if not all(isinstance(size, int) for size in sizes):  # of each layer its own
+        return Reads()
+    layers, heads, kv_heads, width = sizes
+    head_dim = gguf_file.metadata(reader, "attention.key_length") or width // heads
+    products = sum(int(each.n_elements) for name, each in tensors.items() if name.startswith("blk.") and len(each.shape) > 1)
+    return Reads(sum(int(each.n_bytes) for each in tensors.values()) - table, layers * 2 * kv_heads * head_dim * 2, products)
 
 
 def label(lane: Lane) -> str:

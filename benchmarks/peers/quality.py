@@ -17,6 +17,7 @@ from tokenizers import Tokenizer
 from edgellm.benchmarks import metrics
 from edgellm.benchmarks.cases import Engine
 from edgellm.benchmarks.result import Quality
+from edgellm.errors import ResourceError
 from edgellm.runtimes.session import Logits
 
 TEXT = Path(__file__).with_name("text.txt")
@@ -51,9 +52,14 @@ def reference(source: Path, ids: Sequence[int], folder: Path) -> Path:
             logits = ReferenceModel(spec, lambda name: Weight(name, tensor(name))).logits(ids)
         folder.mkdir(parents=True, exist_ok=True)
         partial = folder / f".{path.name}.{os.getpid()}"
-        with partial.open("wb") as file:
-            np.save(file, logits.astype(np.float32, copy=False))
-        partial.replace(path)
+        try:
+            with partial.open("wb") as file:
+                np.save(file, logits.astype(np.float32, copy=False))
+            partial.replace(path)
+        except OSError as error:
+            raise ResourceError(f"cannot write: {error.strerror or error}", where=folder, fix="free some space") from error
+        finally:
+            partial.unlink(missing_ok=True)
     return path
 
 

@@ -8,6 +8,7 @@ from edgellm.cli._options import readable
 from edgellm.errors import plain
 
 if TYPE_CHECKING:
+    from rich.markup import escape
     from rich.table import Table
 
     from edgellm.benchmarks.figures import Figure
@@ -36,7 +37,8 @@ def table(run: Run) -> Table:
     made = Table(caption="median (lowest to highest)")
     made.add_column("measure")
     for lane in lanes:
-        made.add_column(f"{plain(lane.model)}\n{lane.runtime or lane.engine}, {lane.threads} threads", justify="right")
+        name = lane.runtime or f"{lane.engine} {lane.variant}"
+        made.add_column(f"{escape(plain(lane.model))}\n{escape(plain(name))}, {lane.threads} threads", justify="right")
     cells: dict[tuple[Case, str], dict[str, Figure]] = {}
     for each in found:
         if each.measure in SHOWN[each.case.kind]:

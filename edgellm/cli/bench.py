@@ -87,14 +87,14 @@ def command(
     run = measured(opened, names_of(runtime), settings, names_of(peers), source)
     if json_file == STDOUT:
         click.echo(result.to_json(run), nl=False)
-    elif json_file is not None:
-        result.write(run, json_file)
-    if report is not None:
-        reports.write([run], report)
-    if json_file != STDOUT:
+    else:  # before any file: a disk that is full by now takes nothing of it away
         Console().print(table(run))
         for line in remarks(run, opened):
             click.echo(line)
+        if json_file is not None:
+            result.write(run, json_file)
+    if report is not None:
+        reports.write([run], report)
     if not run.complete:
         raise KeyboardInterrupt
 
@@ -108,6 +108,7 @@ def measured(
 ) -> Run:
     """The run; where it compares all runtimes of one bundle as they are loaded by default, what it found is remembered."""
     from rich.console import Console
+    from rich.markup import escape
 
     from edgellm.benchmarks import run as bench
     from edgellm.runtimes import preference
@@ -116,7 +117,7 @@ def measured(
     with Console(stderr=True).status("measuring", refresh_per_second=REFRESH) as status:
 
         def show(step: str) -> None:
-            status.update(f"measuring: {step}")
+            status.update(escape(f"measuring: {step}"))
 
         entries, notes = bench.entries_of(bundles, runtimes, settings)
         if source is not None:

@@ -43,19 +43,21 @@ def command(bundle: Path, json_file: Path | None) -> None:
     opened = Bundle.open(bundle)
     with Console(stderr=True).status("measuring", refresh_per_second=1) as status:
         tuning = tune(opened.path, progress=status.update)
-    tuned.keep(opened, tuned=tuned.Tuned(tuning.chosen, tuning.turn, tuning.default_turn))
     value = {
         "bundle": opened.path.resolve().name,
         "version": __version__,
         "machine": dataclasses.asdict(machine()),
         **dataclasses.asdict(tuning),
     }
+    found = tuned.Tuned(tuning.chosen, tuning.turn, tuning.default_turn)
     if json_file == Path("-"):
         click.echo(to_json(value))
+        tuned.keep(opened, tuned=found)
         return
+    Console().print(_table(tuning))
     if json_file is not None:
         write_json(json_file, value)
-    Console().print(_table(tuning))
+    tuned.keep(opened, tuned=found)
     for how, why in tuning.failed:
         click.echo(f"left out: {_said(how, tuning)}: {why}")
     for decision in tuning.decisions:
