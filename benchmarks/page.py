@@ -19,14 +19,23 @@ import re
 import sys
 from pathlib import Path
 
+from edgellm.benchmarks import report
 from edgellm.benchmarks.frontier import plot
 from edgellm.benchmarks.frontier import table as frontier
 from edgellm.benchmarks.peers import table as peers
-from edgellm.benchmarks.result import read
+from edgellm.benchmarks.result import Run, read
 from edgellm.errors import EdgeError, ResourceError, UsageError
 
 PAGE = Path("docs/benchmarks.md")
-TABLES = {"peers": peers.markdown, "frontier": frontier.markdown, "lead": frontier.lead}
+MAIN = ("headline", "ratios", "limit", "first-token", "machine")  # sections of a report
+
+
+def _report(run: Run) -> str:
+    """Without the title, which the page has."""
+    return report.to_markdown([run], MAIN).partition("\n")[2]
+
+
+TABLES = {"peers": peers.markdown, "frontier": frontier.markdown, "lead": frontier.lead, "report": _report}
 BEGIN, END = "<!-- run: ", "<!-- end -->"
 REGION = re.compile(rf"^{BEGIN}(\S+) (\S+) -->$(.*?)^{END}$", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"^<!-- picture: (\S+) (\S+) -->$", re.MULTILINE)

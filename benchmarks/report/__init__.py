@@ -5,6 +5,7 @@ write([read("phone.json"), read("board.json")], Path("report.html"))
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,8 +61,10 @@ def to_html(runs: Sequence[Run]) -> str:
     return html(document(runs))
 
 
-def to_markdown(runs: Sequence[Run]) -> str:
-    """Its tables."""
+def to_markdown(runs: Sequence[Run], sections: Sequence[str] = ()) -> str:
+    """Its tables; of these sections alone, by their ids ("headline", "limit"), with what they are of."""
     from edgellm.benchmarks.report.markdown import markdown
 
-    return markdown(document(runs))
+    whole = document(runs)
+    some = tuple(section for section in whole.sections if not sections or section.id in sections)
+    return markdown(dataclasses.replace(whole, sections=some))

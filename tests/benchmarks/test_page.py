@@ -11,6 +11,7 @@ import pytest
 from edgellm.benchmarks import page, result
 from tests.frontier_run import made
 from tests.peers import ROOT
+from tests.runs import a_lane, a_run
 
 DOCS = ROOT / "docs"
 TEXT = """# A page
@@ -43,10 +44,19 @@ def test_what_stands_between_the_comments_is_drawn_anew(kind: str, line: str, fo
     assert page.drawn(text, folder) == text
 
 
+def test_a_report_s_main_tables_stand_below_the_page_s_heading(folder: Path) -> None:
+    result.write(a_run([a_lane(), a_lane(runtime="tflite")]), folder / "it.json")
+    text = page.drawn(TEXT.format(kind="report"), folder)
+    headings = re.findall("^#.*", text, re.MULTILINE)
+    assert headings[2:4] == ["### Main figures", "### Which lanes differ"]
+    assert "### Share of the limit" in headings
+    assert "`edgellm bench smollm2-int4 --json run.json`" in text or "edgellm bench smollm2-int4 --json run.json" in text
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TEXT.format(kind="cake"), "it.json: no table is called 'cake'; choose from peers, frontier, lead"),
+        (TEXT.format(kind="cake"), "it.json: no table is called 'cake'; choose from peers, frontier, lead, report"),
         (TEXT.replace("<!-- end -->", "").format(kind="lead"), "1 tables begin and not all of them end"),
         (TEXT.replace("<!-- end -->", "").format(kind="lead") + TEXT.format(kind="lead"), "2 tables begin"),
         (TEXT.replace("it.json", "no.json").format(kind="lead"), "no.json: cannot be read"),
