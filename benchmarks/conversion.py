@@ -102,13 +102,13 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {
 def main() -> None:
     """The command: a Markdown table."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.conversion", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(models.MODELS), choices=models.MODELS)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(models.MODELS)}; none is all of them")
     parser.add_argument("--trials", type=int, default=3)
     arguments = parser.parse_args()
     here = machine()
     print(f"{here.cpu}, {here.cores} cores; seconds: best of {arguments.trials} (worst), peak RSS: highest.\n")
     print("| model | step | seconds | peak RSS MB |\n|---|---|---|---|")
-    for name in arguments.names:
+    for name in arguments.names or models.MODELS:
         source = models.fetch(name)
         for step in STEPS:
             costs = []

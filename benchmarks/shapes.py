@@ -124,17 +124,20 @@ def make(name: str, folder: Path) -> Path:
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.shapes", description=__doc__)
-    parser.add_argument("names", nargs="*", default=list(SHAPES), choices=SHAPES)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHAPES)}; none is all of them")
     parser.add_argument("--folder", type=Path, required=True, help="where up to 12 GB have room for a while")
     parser.add_argument("--trials", type=int, default=3, metavar="N", help="rounds that count")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="write the run")
     arguments = parser.parse_args()
+    unknown = [name for name in arguments.names if name not in SHAPES]
+    if unknown:
+        parser.error(f"no shape is called '{unknown[0]}'; choose from {', '.join(SHAPES)}")
     command = shlex.join(["python", "-m", "edgellm.benchmarks.shapes", *sys.argv[1:]])
     if not arguments.json.parent.is_dir():
         parser.error(f"no such folder: {arguments.json.parent}")
     try:
         with tempfile.TemporaryDirectory(prefix="edgellm-shapes-", dir=arguments.folder) as scratch:
-            bundles = [Bundle.open(make(name, Path(scratch))) for name in arguments.names]
+            bundles = [Bundle.open(make(name, Path(scratch))) for name in arguments.names or SHAPES]
             say = partial(print, file=sys.stderr, flush=True)
             settings = Settings(prompts=(128,), depths=(0,), decode=32, trials=arguments.trials)
             done = measure(bundles, (), settings, command=command, chat=False, progress=say)

@@ -32,13 +32,15 @@ def look(seconds: float = 2.0) -> Moment:
 
 
 def reasons(seen: Moment) -> tuple[str, ...]:
-    """Why the machine was not quiet at a moment at which nothing of ours ran; empty if it was."""
-    found = []
-    if seen.load is not None and seen.load > LOAD_LIMIT:
-        found.append(f"load average {seen.load:.2f}")
-    if seen.others is not None and seen.others > BUSY_LIMIT:
-        found.append(f"others keep {seen.others:.2f} processors busy" + (f", most of it {seen.busiest}" * bool(seen.busiest)))
-    return tuple(found)
+    """Why the machine was not quiet at a moment at which nothing of ours ran; empty if it was.
+
+    The load average is of the minute before, in which a run of ours may have ended: it counts only where nothing else tells.
+    """
+    if seen.others is None:
+        return () if seen.load is None or seen.load <= LOAD_LIMIT else (f"load average {seen.load:.2f}",)
+    if seen.others <= BUSY_LIMIT:
+        return ()
+    return (f"others keep {seen.others:.2f} processors busy" + (f", most of it {seen.busiest}" * bool(seen.busiest)),)
 
 
 def busy_seconds(stat: Path = Path("/proc/stat")) -> float | None:

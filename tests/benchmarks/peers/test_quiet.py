@@ -20,7 +20,7 @@ def test_busy_seconds_count_stolen_time_and_no_idling(tmp_path: Path) -> None:
 def test_what_is_not_quiet() -> None:
     assert quiet.reasons(Moment(0.0, load=0.1, others=0.02)) == ()
     assert quiet.reasons(Moment(0.0)) == ()
-    assert quiet.reasons(Moment(0.0, load=0.9, others=0.9, busiest="make (12)")) == (
-        "load average 0.90",
-        "others keep 0.90 processors busy, most of it make (12)",
-    )
+    busy = Moment(0.0, load=0.9, others=0.9, busiest="make (12)")
+    assert quiet.reasons(busy) == ("others keep 0.90 processors busy, most of it make (12)",)
+    assert quiet.reasons(Moment(0.0, load=0.9)) == ("load average 0.90",), "where nothing else tells"
+    assert quiet.reasons(Moment(0.0, load=0.9, others=0.02)) == (), "of a run of ours that has just ended"
