@@ -81,7 +81,7 @@ def test_without_ours_or_theirs_there_are_no_ratios(run: Run) -> None:
 
 
 def test_a_busy_machine_and_what_is_left_out_are_said(run: Run) -> None:
-    text = table.markdown(replace(run, moments=(Moment(0.0, 2.0, 0.0),)))
+    text = table.markdown(replace(run, moments=(Moment(0.0, 2.0),)))
     assert "**Not a quiet machine** (load average 2.00)" in text
     assert "- tiny, llama.cpp:q6_k: it broke" in text
     assert "`python -m edgellm.benchmarks.frontier --trials 3`" in text
