@@ -111,7 +111,9 @@ def compare(old: Run, new: Run, *, least: float = LEAST, alpha: float = ALPHA) -
     rows = tuple(_row(*pair, ratio, least) for pair, ratio in zip(pairs, ratios, strict=True))
     missing = [figure for key, figure in before.items() if key not in after]
     against = [*_other_machine(old, new), *_doubts(old, new, lanes), *_lost(old, new, lanes, missing)]
-    if all(row.ratio.verdict is None for row in rows):
+    if not rows:
+        against.append("the two have no figure in common")
+    elif all(row.ratio.verdict is None for row in rows):
         counts = " and ".join(str(max(len(pair[side].by_round) for pair in pairs)) for side in (0, 1))
         against.append(f"{counts} rounds are too few for any verdict at alpha {alpha:g}: 5 each suffice for .01, 8 see more")
     against += _drift(old, new, least, alpha)
@@ -185,10 +187,12 @@ def _lost(old: Run, new: Run, lanes: Sequence[tuple[Lane, Lane]], missing: Seque
             if lane.failed is None:
                 yield f"the new run has no lane {lane.id}"
             continue
+        if kept[lane.id].failed is not None:
+            yield f"the new run has no result of {lane.id}: {kept[lane.id].failed}"
+            continue
         names = dict.fromkeys(f"{figure.case.name} ({figure.measure})" for figure in missing if figure.lane == lane.id)
         if names:
-            reason = kept[lane.id].failed
-            yield f"the new run lacks, of {lane.id}: {', '.join(names)}" + (f"; it failed: {reason}" if reason else "")
+            yield f"the new run lacks, of {lane.id}: {', '.join(names)}"
 
 
 def _drift(old: Run, new: Run, least: float, alpha: float) -> Iterator[str]:

@@ -136,3 +136,12 @@ def test_the_order_is_that_of_lanes_and_cases_and_not_of_samples() -> None:
     ]
     for each in found:
         assert figure(run, each.lane, each.case, each.measure) == each
+
+
+def test_a_lane_that_failed_has_no_figures_and_keeps_its_samples() -> None:
+    """Its output was found wrong when all of it had been measured."""
+    run = run_of(sample(DECODE, 1, 1.0, steps=(0.25,) * 4), sample(DECODE, 0, 1.0, steps=(0.25,) * 4))
+    wrong = dataclasses.replace(run, lanes=(dataclasses.replace(LANE, failed="its output is wrong"),))
+    assert figures(run)
+    assert (figures(wrong), warmups(wrong)) == ((), ())
+    assert len(wrong.samples) == 2

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers import importance, quality
 from edgellm.benchmarks.peers.engine import EngineId
+from edgellm.benchmarks.peers.lanes import reads
 from edgellm.benchmarks.peers.llama_cpp import LlamaCppEngine, _imatrix
 from edgellm.benchmarks.peers.measure import open_model, prepare
 from edgellm.benchmarks.permuted import permuted
@@ -226,3 +227,14 @@ def test_importance_is_what_llama_cpp_itself_sees(moved: Path, tmp_path: Path) -
     for name, (total, rows) in squares.items():
         assert rows == sum(map(len, windows))
         np.testing.assert_allclose(found[name], total / rows, rtol=0.02)  # llama.cpp's cache is float16
+
+
+@pytest.mark.slow
+def test_what_a_step_reads_and_a_prompt_multiplies(models: Callable[[str], Path]) -> None:
+    """By SmolLM2's config: 30 layers, width 576, 9 heads and 3 for keys and values of 64 channels, 1,536 between; a tied head."""
+    path = models("smollm2")
+    found = reads(path)
+    assert found.products == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
+    assert found.cache_bytes == 30 * 2 * 3 * 64 * 2
+    assert found.weight_bytes is not None
+    assert 0.95 * path.stat().st_size < found.weight_bytes < path.stat().st_size  # the rest is the vocabulary
