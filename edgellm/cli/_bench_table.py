@@ -8,7 +8,6 @@ from edgellm.cli._options import readable
 from edgellm.errors import plain
 
 if TYPE_CHECKING:
-    from rich.markup import escape
     from rich.table import Table
 
     from edgellm.benchmarks.figures import Figure
@@ -28,6 +27,7 @@ WORDS = {"p95": ", 95 % of tokens within", "bandwidth share": ", of memory's lim
 
 def table(run: Run) -> Table:
     """Medians, and from the lowest to the highest."""
+    from rich.markup import escape
     from rich.table import Table
 
     from edgellm.benchmarks.figures import figures
