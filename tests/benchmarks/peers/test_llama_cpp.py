@@ -231,7 +231,7 @@ def test_importance_is_what_llama_cpp_itself_sees(moved: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_what_a_step_reads_and_a_prompt_multiplies(models: Callable[[str], Path]) -> None:
-    """By SmolLM2's config: 30 layers, width 576, 9 heads of 64 channels and 3 for keys and values, 1,536 between; a tied head."""
+    """By SmolLM2's config: 30 layers, width 576, 9 heads of 64 channels, 3 for keys and values, 1,536 between; a tied head."""
     path = models("smollm2")
     found = reads(path)
     assert found.products == 30 * (2 * 576 * 576 + 2 * 576 * 192 + 3 * 576 * 1536)
