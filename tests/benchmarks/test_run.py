@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +77,10 @@ def test_rounds_are_interleaved_and_in_no_fixed_order(run: Run, steps: list[str]
         for number in range(SMALL.trials + 1)
     }
     assert len(orders) > 1
+    lanes = {
+        tuple(dict.fromkeys(each.lane for each in run.samples if each.round == number)) for number in range(SMALL.trials + 1)
+    }
+    assert len(lanes) == 2, "either one begins, in one round or another"
     assert "bundle onnx 1: the first load" in steps
     assert "round 2 of 2, bundle tflite 1: decode after 32" in steps
 
@@ -143,6 +149,16 @@ def test_a_cold_load_is_there_only_where_storage_was_read(run: Run) -> None:
         for load, first in zip(mine[::2], mine[1::2], strict=True):
             assert (load.case.kind, first.case.kind) == ("load", "first token")
             assert first.seconds > load.seconds
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no folder that lies in memory")
+def test_files_that_never_leave_memory_have_no_cold_load(bundle: Bundle) -> None:
+    settings = Settings(threads=(1,), prompts=(8,), depths=(0,), decode=2, trials=1)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        copy = Bundle.open(shutil.copytree(bundle.path, Path(folder) / "bundle"))
+        run = measure([copy], ("onnx",), settings, command="")
+    assert [each for each in run.samples if each.case.state == "cold"] == []
+    assert "bundle onnx 1: a cold load, because its files could not be driven out of memory" in run.notes
 
 
 def test_what_is_packed_at_the_first_load_is_there_before_the_first_round(bundle: Bundle, cache: Path) -> None:
@@ -248,8 +264,6 @@ def test_no_module_of_the_folder_where_the_user_stands_is_run(
 
 
 def test_a_bundle_that_changes_while_it_is_measured(bundle: Bundle, tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(bundle.path, tmp_path / "copy"))
     opened = Bundle.open(folder)
     (folder / bundle.graphs["onnx"].file).unlink()
