@@ -104,7 +104,7 @@ def compare(old: Run, new: Run, *, least: float = LEAST, alpha: float = ALPHA) -
     if old.energy != new.energy:
         before = {key: figure for key, figure in before.items() if figure.measure != "energy"}
     both = [key for key in after if key in before]
-    if not both:
+    if not both and all(lane.failed is None for pair in lanes for lane in pair):
         raise UsageError("these runs have nothing in common", fix="compare runs of the same bundle, cases and threads")
     pairs = [(before[key], after[key]) for key in both]
     ratios = unpaired(pairs, new.settings.seed, alpha)

@@ -98,10 +98,11 @@ def test_ratios_are_median_to_median_with_the_spread_of_the_rounds(run: Run) -> 
     assert cells[3:] == [ratio, ratio, "1.00 (1.00-1.00)", "0.50 (0.50-0.50)", "0.3000 / 0.3100", "yes"]
 
 
-def test_a_failed_round_is_in_no_ratio_and_is_named(run: Run) -> None:
+def test_a_lane_that_failed_is_in_no_ratio_and_is_named(run: Run) -> None:
+    """Whatever it had measured before."""
     text = table.markdown(run)
     cells = row(text, "onnx:int8", THEIRS8)
-    assert cells[4] == "0.60 (0.50-0.75)"  # 30 to the median of 60 and 40, of rounds 0 and 2
+    assert cells[4] == "-"
     assert cells[-2:] == ["0.0040 / 0.0030", "tie"]
     assert text.rstrip().partition("Failed:")[2].split("\n") == ["", "", f"- tiny, {THEIRS8}: it fell over"]
 
