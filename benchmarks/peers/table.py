@@ -127,7 +127,7 @@ def foot(run: Run) -> list[str]:
     """What every table ends with: what is not in it."""
     lines = []
     if run.notes:
-        lines += ["Left out:", "", *(f"- {note}" for note in run.notes), ""]
+        lines += ["To know:", "", *(f"- {note}" for note in run.notes), ""]
     failed = {f"- {lane.model}, {label(lane)}: {lane.failed}" for lane in run.lanes if lane.failed is not None}
     if failed:
         lines += ["Failed:", "", *sorted(failed), ""]
