@@ -263,6 +263,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         "edgellm/py.typed",
         "edgellm/benchmarks/peers/text.txt",
         "edgellm/benchmarks/report/report.html.j2",
+        "edgellm/benchmarks/result.schema.json",
         *(f"edgellm/benchmarks/evaluation/{kind}.txt" for kind in ("prose", "code", "dialogue", "facts")),
         "edgellm/converters/calibration.txt",
     }

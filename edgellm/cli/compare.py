@@ -104,6 +104,9 @@ def command(
         click.echo("* nothing ran: by numpy, with activations rounded as the runtime does; it stands for no run (edgellm eval)")
     if len({column.text for column in columns if column.text is not None}) > 1:
         click.echo("KL was measured on different texts and does not compare: give --against")
+    for lane in run.lanes:
+        if lane.failed is not None:
+            click.echo(f"{plain(lane.id)}: no speed: {plain(lane.failed)}")
     for doubt in run.doubts:
         click.echo(f"not to be quoted: {doubt}")
     click.echo(f"{run.machine.cpu}, {run.lanes[0].threads} threads; speeds are medians, in tokens per second")

@@ -217,6 +217,20 @@ def test_steps_that_one_pass_confirms_are_right_and_others_are_not(clock: Clock)
     assert astray == pytest.approx(6 / 21)
 
 
+def test_a_close_one_that_rounding_turned_is_right(clock: Clock) -> None:
+    class Rounded(Counting):
+        def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+            rows = super().logits(ids)
+            rows[:, 17] = self.rival
+            return rows
+
+        rival = 0.0
+
+    engine = Rounded(clock)
+    for engine.rival, expected in ((1.02, 1.0), (1.2, 1 / 21)):
+        assert agreement(engine, TEXT, 20) == pytest.approx(expected, abs=0.05)
+
+
 def test_the_plan_has_every_case_that_was_asked_for() -> None:
     planned, notes = plan(Settings(prompts=(128, 512), depths=(0, 1024), decode=64), 4096, chat=True)
     assert [case.name for case in planned] == [

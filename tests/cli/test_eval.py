@@ -246,7 +246,7 @@ def test_compare_puts_graphs_side_by_side(carded: Path, bundle: Path, source: Pa
     assert columns[2]["gap"] is None
     assert columns[1]["size"] == (carded / "model.tflite").stat().st_size
     for each in columns:
-        assert {"prefill 128", "decode after 0"} <= set(each["speed"])
+        assert {"prefill 128", "decode after 0"} <= set(each["speed"]), result.stdout
     for part in ("bits per linear weight", "KL, nats", "decode after 0"):
         assert part in result.stdout
     again = edgellm("compare", bundle, "--trials", "1", "--against", source, "--json", "-")

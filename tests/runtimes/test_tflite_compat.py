@@ -187,7 +187,7 @@ def test_a_damaged_graph_is_refused_before_native_code_reads_it(compat_python: P
 def test_the_other_commands_know_it(compat_python: Path, bundles: Any) -> None:
     bundle = bundles("tflite-compat", "int8")
     last = python(compat_python, "-m", "edgellm", "bench", bundle, "--trials", "1", "--threads", "1").stdout.splitlines()[-1]
-    assert last.endswith("1 threads, tflite-runtime 2.14.0")
+    assert "tflite-runtime 2.14.0" in last
     report = python(compat_python, "-m", "edgellm", "doctor").stdout
     assert "\ntflite-runtime   2.14.0, runs tflite-compat bundles\n" in report
     assert "numpy<2" not in report

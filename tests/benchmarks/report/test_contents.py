@@ -80,10 +80,10 @@ def test_the_share_of_the_limit_is_of_the_best_probe() -> None:
     assert "over 100 %" not in texts(found, "limit")
 
 
-def test_a_share_over_all_of_it_is_called_no_result() -> None:
+def test_a_share_over_all_of_it_is_explained() -> None:
     run = known("a", a=(1.0, 0.04))
     found = document([dataclasses.replace(run, probes=(Probe("bandwidth", 2, 1, 0.0, 50e3),))])
-    assert "⚠ onnx: a share over 100 % is no result" in texts(found, "limit")
+    assert "⚠ onnx: more than memory gives" in texts(found, "limit")
 
 
 def test_a_failed_lane_is_a_row_with_its_reason_and_stands_among_the_doubts() -> None:
