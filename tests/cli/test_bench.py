@@ -42,7 +42,7 @@ def test_both_runtimes_side_by_side_and_the_fastest_becomes_the_default(both: Pa
     run = result.read(tmp_path / "run.json")
     assert [lane.runtime for lane in run.lanes] == ["onnx", "tflite"]
     assert run.complete
-    assert run.command.startswith("edgellm ")
+    assert run.command.startswith("edgellm")
     rates = decode_rates(run)
     best = max(rates, key=lambda name: rates[name])
     with library.load(both) as llm:
