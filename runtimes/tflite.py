@@ -63,19 +63,15 @@ def load(bundle: Bundle, *, threads: int, max_context: int) -> TfliteRuntime:
     path = bundle.file(graph.file)
     model = open_model(path, bundle.files[graph.file].sha256, threads)
     spec = bundle.spec
-    if not _is_as_said(model, graph, spec.vocab_size):
+    try:
+        as_said = _is_as_said(model, graph, spec.vocab_size, max_context)
+    except RuntimeError as error:
+        raise _refused(error, path) from error
+    if not as_said:
         raise BundleError(
             "the graph is not as the manifest says", where=path, fix="upgrade edgellm, or convert the model again"
         )
     return TfliteRuntime(model, graph, vocab=spec.vocab_size, threads=threads, max_context=max_context)
-
-
-@dataclass(frozen=True)
-class Model:
-    """LiteRT's CompiledModel, and its entry points by name."""
-
-    compiled: Any
-    signatures: Mapping[str, Signature]
 
 
 @dataclass
@@ -87,7 +83,7 @@ class Signature:
         inputs, outputs: names in order.
         shapes, dtypes: of the inputs, as they are in the file.
         masks: window of every mask, by its name.
-        capacity: S that its inputs have now; 0 before the first run.
+        capacity: S that its inputs have now; 0 before they are allocated.
     """
 
     index: int
@@ -99,6 +95,42 @@ class Signature:
     dtypes: dict[str, np.dtype[Any]]
     masks: dict[str, int]
     capacity: int = 0
+
+
+@dataclass(frozen=True)
+class Model:
+    """LiteRT's CompiledModel, and its entry points by name."""
+
+    compiled: Any
+    signatures: Mapping[str, Signature]
+
+    def resize(self, signature: Signature, caches: Mapping[str, Cache], capacity: int) -> None:
+        """Give a signature's masks and caches room for `capacity` tokens."""
+        if signature.capacity == capacity:
+            return
+        for index, name in enumerate(signature.inputs):
+            shape = signature.shapes[name]
+            if name in signature.masks:
+                shape = [*shape[:3], capacity]
+            elif name in caches:
+                shape = list(caches[name].shape(capacity))
+            else:
+                continue
+            self.compiled.resize_input_tensor(index, shape, signature.index, strict=False)
+        signature.capacity = capacity
+
+    def allocate(self, signature: Signature, caches: Mapping[str, Cache], max_context: int) -> Mapping[str, Any]:
+        """Allocate a signature's tensors for the first time; LiteRT's details of its outputs.
+
+        XNNPACK takes the dequantizing of int8 keys and their product for one product, with a scale for each of its channels:
+        the slots. It makes room for the scales at the first allocation, as many as the keys have elements then; it makes
+        no more when they are resized, and reads beyond it. (ai-edge-litert 2.3.0 on x86: with heads of 16 channels, first
+        allocated for 64 slots, logits were wrong or NaN from 1,025 slots on.) So the first capacity is what the longest asks.
+        """
+        longest = max_context + 2 * STEP  # the last chunk may be padding, and the last step not used
+        self.resize(signature, caches, max(STEP, -(-longest // min(cache.width for cache in caches.values()))))
+        details: Mapping[str, Any] = self.compiled.get_output_tensor_details(signature.name)
+        return details
 
 
 def open_model(path: Path, sha256: str, threads: int) -> Model:
@@ -126,8 +158,12 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
                     shape = signatures[name].shapes.get(TOKENS, [1])
                     compiled.create_input_buffer_by_name(name, TOKENS).write(np.zeros(shape, np.int32))
     except (RuntimeError, ValueError, LookupError) as error:  # names that are no UTF-8, a signature without its inputs
-        raise BundleError(f"LiteRT refuses the graph: {reason(error)}", where=path, fix="convert the model again") from error
+        raise _refused(error, path) from error
     return Model(compiled, signatures)
+
+
+def _refused(error: Exception, path: Path) -> BundleError:
+    return BundleError(f"LiteRT refuses the graph: {reason(error)}", where=path, fix="convert the model again")
 
 
 def _signature(compiled: Any, name: str, parts: Mapping[str, Sequence[str]]) -> Signature:
@@ -167,7 +203,7 @@ def _caches(graph: Graph) -> dict[str, Cache]:
     return caches
 
 
-def _is_as_said(model: Model, graph: Graph, vocab: int) -> bool:
+def _is_as_said(model: Model, graph: Graph, vocab: int, max_context: int) -> bool:
     """Whether the graph has what the manifest says, and what a session needs: buffers are made from it."""
     for layout in graph.kv:
         keys = layout.key_axes or layout.axes
@@ -189,7 +225,7 @@ def _is_as_said(model: Model, graph: Graph, vocab: int) -> bool:
         if tokens < 1 or found != wanted or not caches.keys() <= set(signature.outputs):
             return False
         if not name.startswith(PREFILL):
-            logits = model.compiled.get_output_tensor_details(name).get("logits")
+            logits = model.allocate(signature, caches, max_context).get("logits")
             if logits is None or [int(size) for size in logits["shape"]] != [tokens, vocab]:
                 return False
     kinds = (DECODE, PREFILL, LOGITS)
@@ -204,7 +240,7 @@ class TfliteRuntime:
     def __init__(self, model: Model, graph: Graph, *, vocab: int, threads: int, max_context: int) -> None:
         self.threads = threads
         self.max_context = max_context
-        self.model: Any = model.compiled
+        self.model: Model | None = model
         self.graph = graph
         self.caches = _caches(graph)
         self.step = max(STEPS[cache.dtype.name] for cache in self.caches.values())
@@ -232,20 +268,11 @@ class TfliteRuntime:
         with self.lock, native_log():
             self.model = None
 
-    def resize(self, signature: Signature, capacity: int) -> None:
+    def resize(self, model: Model, signature: Signature, capacity: int) -> None:
         """Give a signature's masks and caches room for `capacity` tokens."""
-        if signature.capacity == capacity:
-            return
-        for index, name in enumerate(signature.inputs):
-            shape = signature.shapes[name]
-            if name in signature.masks:
-                shape = [*shape[:3], capacity]
-            elif name in self.caches:
-                shape = list(self.caches[name].shape(capacity))
-            else:
-                continue
-            self.model.resize_input_tensor(index, shape, signature.index, strict=False)
-        signature.capacity = capacity
+        if signature.capacity == 0:
+            model.allocate(signature, self.caches, self.max_context)
+        model.resize(signature, self.caches, capacity)
 
 
 class TfliteSession(ChunkedSession[Signature]):
@@ -276,16 +303,19 @@ class TfliteSession(ChunkedSession[Signature]):
         self._kv, self._buffers, self._capacity = {}, {}, 0
 
     def _checked(self, ids: Sequence[int]) -> NDArray[np.int32]:
+        self._model()
+        return self._appendable(ids).astype(np.int32)
+
+    def _model(self) -> Model:
         if self._closed or self._runtime.model is None:
             raise UsageError("the session or its model is closed", fix="open a new one")
-        return self._appendable(ids).astype(np.int32)
+        return self._runtime.model
 
     def _run(self, signature: Signature, ids: NDArray[np.int32]) -> Logits:
         """Append up to T tokens; the signature's logits [T, vocab], or an empty array where it has none."""
         runtime = self._runtime
         with runtime.lock:
-            if runtime.model is None:
-                raise UsageError("the session or its model is closed", fix="open a new one")
+            model = self._model()
             at = np.arange(self._length, self._length + signature.tokens, dtype=np.int32)
             try:
                 self._reserve(self._length + signature.tokens)  # padding is written behind the tokens: it needs room too
@@ -295,7 +325,7 @@ class TfliteSession(ChunkedSession[Signature]):
                 slots = np.arange(self._capacity, dtype=np.int32)
                 for name, window in signature.masks.items():
                     by_name[name].write(mask(at, slots, window))
-                runtime.model.run_by_index(signature.index, inputs, outputs)
+                model.compiled.run_by_index(signature.index, inputs, outputs)
             except RuntimeError as error:
                 raise InferenceError(f"LiteRT failed: {reason(error)}", fix="convert the model again") from error
             self._length += len(ids)
@@ -306,10 +336,10 @@ class TfliteSession(ChunkedSession[Signature]):
 
     def _bind(self, signature: Signature) -> tuple[list[Any], list[Any], dict[str, Any]]:
         """The signature's buffers for this session, the caches shared by all signatures."""
-        runtime = self._runtime
-        runtime.resize(signature, self._capacity)
+        runtime, model = self._runtime, self._model()
+        runtime.resize(model, signature, self._capacity)
         if signature.name not in self._buffers:
-            create, by_name = runtime.model.create_input_buffer_by_name, {}
+            create, by_name = model.compiled.create_input_buffer_by_name, {}
             for name in signature.inputs:
                 if name in runtime.caches:
                     if name not in self._kv:
@@ -321,7 +351,7 @@ class TfliteSession(ChunkedSession[Signature]):
                     by_name[name] = create(signature.name, name)
             for name in signature.outputs:
                 if name not in by_name:
-                    by_name[name] = runtime.model.create_output_buffer_by_name(signature.name, name)
+                    by_name[name] = model.compiled.create_output_buffer_by_name(signature.name, name)
             inputs, outputs = ([by_name[name] for name in names] for names in (signature.inputs, signature.outputs))
             self._buffers[signature.name] = inputs, outputs, by_name
         return self._buffers[signature.name]
@@ -330,13 +360,13 @@ class TfliteSession(ChunkedSession[Signature]):
         """Room for `slots` tokens and padding; what is in the cache is kept."""
         if slots <= self._capacity:
             return
-        runtime, decode, old_capacity = self._runtime, self._runtime.decode, self._capacity
+        runtime, model, old_capacity = self._runtime, self._model(), self._capacity
         capacity = -(-slots // runtime.step) * runtime.step
         # the old cache goes layer by layer, the new one is whole at once
         memory.check_growth(runtime.graph, capacity, capacity)
-        runtime.resize(decode, capacity)
+        runtime.resize(model, runtime.decode, capacity)
         # all that can fail comes first: until then the session is as it was
-        grown = {name: runtime.model.create_input_buffer_by_name(DECODE, name) for name in self._kv}
+        grown = {name: model.compiled.create_input_buffer_by_name(DECODE, name) for name in self._kv}
         old, self._kv, self._buffers, self._capacity = self._kv, grown, {}, capacity
         for name, buffer in grown.items():
             cache = runtime.caches[name]

@@ -153,7 +153,7 @@ def test_a_cache_that_cannot_grow_leaves_the_session_as_it_was(bundle: Path, mon
     runtime = open_runtime(Bundle.open(bundle), threads=1)
     session, other = runtime.session(), runtime.session()
     session.prefill(ids[:100])
-    create = runtime.model.create_input_buffer_by_name  # type: ignore[attr-defined]
+    create = runtime.model.compiled.create_input_buffer_by_name  # type: ignore[attr-defined]
     calls = 0
 
     def fails_at_the_third(*arguments: Any) -> Any:
@@ -163,7 +163,7 @@ def test_a_cache_that_cannot_grow_leaves_the_session_as_it_was(bundle: Path, mon
             raise RuntimeError("out of memory")
         return create(*arguments)
 
-    monkeypatch.setattr(runtime.model, "create_input_buffer_by_name", fails_at_the_third)  # type: ignore[attr-defined]
+    monkeypatch.setattr(runtime.model.compiled, "create_input_buffer_by_name", fails_at_the_third)  # type: ignore[attr-defined]
     with pytest.raises(InferenceError, match="out of memory"):
         session.prefill(ids[100:])
     monkeypatch.undo()
@@ -176,13 +176,13 @@ def test_sessions_of_two_capacities_take_turns(bundle: Path, monkeypatch: pytest
     """Each resizes the model's inputs for its own cache; every run is held up, so that another could slip in before it."""
     ids = np.random.default_rng(3).integers(3, 259, 400).tolist()
     runtime = open_runtime(Bundle.open(bundle), threads=1)
-    run = runtime.model.run_by_index  # type: ignore[attr-defined]
+    run = runtime.model.compiled.run_by_index  # type: ignore[attr-defined]
 
     def slowly(*arguments: Any) -> None:
         time.sleep(0.003)  # lets go of the interpreter's lock
         run(*arguments)
 
-    monkeypatch.setattr(runtime.model, "run_by_index", slowly)  # type: ignore[attr-defined]
+    monkeypatch.setattr(runtime.model.compiled, "run_by_index", slowly)  # type: ignore[attr-defined]
 
     def work(length: int, rows: list[Any]) -> None:
         session = runtime.session()
