@@ -87,7 +87,7 @@ def command(
         raise UsageError("an adapter belongs to a source", where="--adapter", fix="give --against as well")
     opened = [Bundle.open(path) for path in bundles]
     names = labels(list(bundles))
-    run = measured(opened, (), Settings(threads=(threads or 0,), depths=(0,), trials=trials))
+    run = measured(opened, (), Settings(threads=(threads or 0,), trials=trials))
     columns: list[Column] = []
     for bundle, name in zip(opened, names, strict=True):
         own = adapter if bundle.provenance.adapter is not None else None
