@@ -126,8 +126,7 @@ def doubts(moments: Sequence[Moment], samples: Sequence[Sample], machine: Machin
         root: of the machine that measured, for what the moments do not say.
     """
     counted = [sample for sample in samples if sample.round > 0]
-    emulated = emulation.emulated(machine.architecture, root)
-    found = [f"{emulated}: measure on the hardware itself"] if emulated else []
+    found = [f"{machine.emulated}: measure on the hardware itself"] if machine.emulated else []
     found += [
         *_not_quiet(moments, counted),
         *_governors(moments, root),

@@ -86,6 +86,8 @@ def best_probe(run: Run, what: Literal["bandwidth", "int8"], threads: int) -> fl
 
 
 def _figures(run: Run, *, warm: bool, lane: str | None = None, case: Case | None = None) -> Iterator[Figure]:
+    if run.machine.emulated is not None:  # what is emulated says what a lane says, and nothing of how fast
+        return
     samples: dict[tuple[str, Case], list[Sample]] = {}
     for sample in run.samples:
         if (sample.round == 0) == warm and lane in (None, sample.lane) and case in (None, sample.case):

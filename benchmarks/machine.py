@@ -11,6 +11,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.benchmarks import emulation, sysfs
+
 # What int8 and 4-bit kernels look for, by the names that Linux (/proc/cpuinfo) and macOS (sysctl) give them.
 FEATURES = {
     "avx2": "avx2",
@@ -28,6 +30,7 @@ FEATURES = {
     "bf16": "bf16",
     "fphp": "fp16",
 }
+MODEL = "proc/device-tree/model"  # of boards; it ends with a NUL
 FAST_INT8 = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "dotprod", "i8mm"})
 
 
@@ -40,6 +43,8 @@ class Machine:
         features: instruction sets that matter for 4- and 8-bit kernels; None where the system does not tell (Windows).
         cores: logical processors, before any affinity or quota.
         memory: bytes of RAM, or None where the system does not tell.
+        emulated: why this is no real machine, in a clause; its times are no results.
+        model: the board or device, as it calls itself.
     """
 
     system: str
@@ -49,6 +54,8 @@ class Machine:
     cores: int
     memory: int | None
     python: str
+    emulated: str | None = None
+    model: str | None = None
 
 
 def machine() -> Machine:
@@ -70,6 +77,8 @@ def machine() -> Machine:
         cores=os.cpu_count() or 1,
         memory=_memory(),
         python=f"{platform.python_implementation()} {platform.python_version()}",
+        emulated=emulation.emulated(platform.machine()),
+        model=sysfs.text(sysfs.ROOT / MODEL),
     )
 
 

@@ -158,6 +158,7 @@ class Lane:
         failed: why it has no result, in a line.
         doubts: what speaks against its figures; empty if nothing does.
         recipe: what it is made of, of files that are made for a comparison.
+        device: what runs it where that is not the processors alone, such as "WebGPU: Adreno 740"; "" where it is.
     """
 
     id: str
@@ -180,6 +181,7 @@ class Lane:
     failed: str | None = None
     doubts: tuple[str, ...] = ()
     recipe: Recipe | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True)
@@ -263,6 +265,7 @@ class Run:
         complete: False where it was interrupted: the rounds that were finished are there.
         doubts: what speaks against all of its figures.
         notes: what was left out, and why.
+        host: what the user calls the machine, where it is another one; "" is the one that the command ran on.
     """
 
     started: str
@@ -278,6 +281,7 @@ class Run:
     complete: bool = True
     doubts: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    host: str = ""
     schema: int = SCHEMA
     kind: str = KIND
 

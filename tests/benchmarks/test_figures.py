@@ -145,3 +145,11 @@ def test_a_lane_that_failed_has_no_figures_and_keeps_its_samples() -> None:
     assert figures(run)
     assert (figures(wrong), warmups(wrong)) == ((), ())
     assert len(wrong.samples) == 2
+
+
+def test_what_an_emulator_takes_is_no_figure() -> None:
+    run = run_of(sample(PREFILL, 1, 0.5), sample(DECODE, 0, 1.0, steps=(0.5, 0.5)))
+    emulated = dataclasses.replace(run, machine=dataclasses.replace(run.machine, emulated="aarch64 is emulated on x86 here"))
+    assert figures(run) != ()
+    assert figures(emulated) == ()
+    assert warmups(emulated) == ()
