@@ -1,6 +1,6 @@
 """Other machines that a bundle is measured on: a board over SSH, a phone's browser, an Android device over adb.
 
-    run = host("ssh://pi@kitchen").bench(Target("kitchen", "ssh://pi@kitchen"), [bundle], (), settings, command=..., progress=...)
+    run = host("ssh://pi@kitchen").bench(target, [bundle], (), settings, command="...", progress=print)
 
 A host is one file of this folder that holds `bench`; the scheme of a URL is its name, and it is imported when it is asked for.
 What comes back is a `Run` like any other, of that machine.
