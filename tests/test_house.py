@@ -261,6 +261,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     }
     assert {name for name in names if ".dist-info/" not in name} == wanted | {
         "edgellm/py.typed",
+        "edgellm/benchmarks/facts.sh",
         "edgellm/benchmarks/peers/text.txt",
         "edgellm/benchmarks/report/report.html.j2",
         "edgellm/benchmarks/result.schema.json",
