@@ -31,6 +31,7 @@ EXTRAS = {
     "ai_edge_litert": "edgellm[tflite]",
     "tflite_runtime": "edgellm[tflite-runtime]",
     "litert_lm_builder": "edgellm[litertlm]",
+    "asyncssh": "edgellm[ssh]",
 }
 
 
