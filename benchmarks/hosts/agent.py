@@ -24,6 +24,7 @@ from edgellm.errors import UsageError
 T = TypeVar("T")
 
 CHUNK = 1 << 18
+END = 10.0  # seconds to end in
 SPARE = 32_000_000  # bytes that stay free on a board: its system wants some
 SOURCE = Path(__file__).with_name("board.py")
 START = "import sys; exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
@@ -70,20 +71,26 @@ class Agent:
     ) -> AsyncIterator[Agent]:
         """Start it in a Python of the board; when the block ends, so does it, and what it runs."""
         command = shlex.join([python, "-c", START])
-        async with connection.create_process(command, encoding=None) as process:
-            agent = cls(process, name, patience)
-            errors = asyncio.create_task(agent._listen())
-            source = SOURCE.read_bytes()
-            try:
-                await agent._write(b"%d\n%s%s\n" % (len(source), source, json.dumps(folder).encode()))
-                yield agent
-            finally:
-                process.close()
-                errors.cancel()
+        process = await connection.create_process(command, encoding=None)
+        agent = cls(process, name, patience)
+        errors = asyncio.create_task(agent._listen())
+        source = SOURCE.read_bytes()
+        try:
+            await agent._write(b"%d\n%s%s\n" % (len(source), source, json.dumps(folder).encode()))
+            yield agent
+        finally:
+            process.close()
+            errors.cancel()
+            await agent._closed()
 
     async def _listen(self) -> None:
         while chunk := await self.process.stderr.read(CHUNK):
             self.said = (self.said + chunk)[-4096:]
+
+    async def _closed(self) -> None:
+        """Wait for its end, but not for one that hangs."""
+        with contextlib.suppress(TimeoutError, OSError, asyncssh.Error):
+            await asyncio.wait_for(self.process.wait_closed(), END)
 
     async def _write(self, data: bytes) -> None:
         try:
@@ -105,7 +112,7 @@ class Agent:
 
     async def _ended(self) -> HostError:
         """Why there is no more."""
-        await self.process.wait_closed()
+        await self._closed()
         status, signalled = self.process.returncode, self.process.exit_signal
         if status is None and signalled is None:
             return lost(self.name)

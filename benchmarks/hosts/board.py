@@ -54,6 +54,7 @@ class Agent:
     def __init__(self, folder: Path, asked: IO[bytes], answers: IO[str]) -> None:
         self.folder, self.asked, self.answers = folder, asked, answers
         self.blobs, self.wheels = folder / "blobs", folder / "wheels"
+        self.lock: IO[str] | None = None
 
     def say(self, **said: Any) -> None:
         print(json.dumps(said), file=self.answers, flush=True)
@@ -103,12 +104,15 @@ class Agent:
             raise Refused("busy") from error
         missing = {name: size for name, size in wheels.items() if not (self.wheels / named(name)).is_dir()}
         missing |= {name: size for name, size in blobs.items() if not (self.blobs / named(name)).is_file()}
-        there = {name: size_of(self.blobs / f"{name}.partial") for name in missing}
+        there = {name: max(size_of(self.blobs / name), size_of(self.blobs / f"{name}.partial")) for name in missing}
         self.say(missing={name: have if have <= missing[name] else 0 for name, have in there.items()}, free=self.free())
 
     def do_put(self, name: str, size: int, at: int) -> None:
         """Take the bytes of a file from `at` to its end; what comes of a line that breaks stays, to go on from."""
-        partial = self.blobs / f"{named(name)}.partial"
+        blob, partial = self.blobs / named(name), self.blobs / f"{name}.partial"
+        if blob.is_file():  # a wheel that was not unpacked
+            self.say(put=name)
+            return
         digest = hashlib.sha256()
         with partial.open("r+b" if at else "wb") as file:
             for chunk in chunks(file, at):
@@ -125,7 +129,7 @@ class Agent:
             partial.unlink()
             raise Refused("hash", name=name)
         partial.chmod(0o444)
-        partial.rename(self.blobs / name)
+        partial.rename(blob)
         self.say(put=name)
 
     def do_unpack(self, name: str) -> None:

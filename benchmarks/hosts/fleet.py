@@ -125,9 +125,12 @@ class Row:
 
 
 def failed(run: Run) -> str | None:
-    """Why a target has no result at all; None if it has one."""
+    """Why a target has no result at all, as a sentence that begins with its name; None if it has one."""
     reasons = [lane.failed for lane in run.lanes]
-    return next((reason for reason in reasons if reason), None) if all(reasons) else None
+    if not all(reasons):
+        return None
+    reason = next((reason for reason in reasons if reason), "it has no lanes")
+    return reason if not run.host or reason.startswith(f"{run.host}: ") else f"{run.host}: {reason}"
 
 
 def measure(
@@ -180,7 +183,7 @@ def table(rows: Sequence[Row]) -> Table:
     for row in rows:
         seconds = time.monotonic() - row.started if row.seconds is None else row.seconds
         style = "red" if row.failed else "green" if row.run else ""
-        made.add_row(Text(row.target.name), f"{seconds:,.0f} s", Text(row.failed or row.step, style=style))
+        made.add_row(Text(row.target.name), f"{seconds:,.0f} s", Text((row.failed or row.step).removeprefix(f"{row.target.name}: "), style=style))
     return made
 
 
@@ -215,6 +218,7 @@ class _Worker(threading.Thread):
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
+            env={**os.environ, "PYTHONUTF8": "1"},
             start_new_session=True,  # Ctrl-C is for this process, which tells the others by closing their input
         )
         self._others = threading.Thread(target=self._pass_on, args=(self._process.stderr,), daemon=True)
@@ -253,7 +257,7 @@ class _Worker(threading.Thread):
         row.seconds = time.monotonic() - row.started
         row.failed = None if row.run is None else failed(row.run)
         if not self._console.is_terminal:
-            self._console.print(f"{row.target.name}: {row.failed or 'done'}", markup=False, highlight=False, soft_wrap=True)
+            self._console.print(row.failed or f"{row.target.name}: done", markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Ask the process to end, if it goes on."""

@@ -178,7 +178,7 @@ async def _bench(
 @contextlib.asynccontextmanager
 async def _connected(target: Target, where: Address) -> AsyncIterator[asyncssh.SSHClientConnection]:
     options: dict[str, Any] = {"preferred_auth": "publickey", "connect_timeout": CONNECT}
-    options |= {"keepalive_interval": ALIVE, "keepalive_count_max": MISSED}
+    options |= {"keepalive_interval": ALIVE, "keepalive_count_max": MISSED, "compression_algs": ["none"]}
     given = {"port": where.port, "username": where.user, "known_hosts": where.known_hosts}
     options |= {name: value for name, value in given.items() if value is not None}
     if where.key is not None:
@@ -191,8 +191,10 @@ async def _connected(target: Target, where: Address) -> AsyncIterator[asyncssh.S
         yield connection
     finally:
         connection.close()
-        with contextlib.suppress(Exception):
+        try:
             await asyncio.wait_for(connection.wait_closed(), ALIVE)
+        except (TimeoutError, OSError, asyncssh.Error):
+            connection.abort()
 
 
 def _failure(error: Exception, target: Target, where: Address) -> HostError:

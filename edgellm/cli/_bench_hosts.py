@@ -64,7 +64,7 @@ def on_hosts(
             _write(runs, json_file, several=several)
     if report is not None:
         reports.write(runs, report)
-    reasons = [f"{run.host or HERE}: {reason}" for run in runs if (reason := fleet.failed(run)) is not None]
+    reasons = [reason for run in runs if (reason := fleet.failed(run)) is not None]
     for reason in reasons:
         click.echo(f"error: {plain(reason)}", err=True)
     if not all(run.complete for run in runs):
