@@ -174,7 +174,7 @@ class Line:
                 threading.Thread(target=self._copy, args=(here, there, True), daemon=True).start()
                 threading.Thread(target=self._copy, args=(there, here, False), daemon=True).start()
 
-    def _copy(self, source: socket.socket, target: socket.socket, counts: bool) -> None:  # noqa: FBT001
+    def _copy(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(1 << 14):
                 if counts:

@@ -277,7 +277,11 @@ def errno_name(error: OSError) -> str:
 def architecture() -> str:
     """Of this interpreter: a board with a 64-bit kernel may have 32-bit programs."""
     machine = platform.machine()
-    return {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(machine, machine) if struct.calcsize("P") == 4 else machine
+    return (
+        {"aarch64": "armv7l", "armv8l": "armv7l", "x86_64": "i686"}.get(machine, machine)
+        if struct.calcsize("P") == 4
+        else machine
+    )
 
 
 def libc() -> str | None:

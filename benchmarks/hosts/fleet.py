@@ -183,7 +183,11 @@ def table(rows: Sequence[Row]) -> Table:
     for row in rows:
         seconds = time.monotonic() - row.started if row.seconds is None else row.seconds
         style = "red" if row.failed else "green" if row.run else ""
-        made.add_row(Text(row.target.name), f"{seconds:,.0f} s", Text((row.failed or row.step).removeprefix(f"{row.target.name}: "), style=style))
+        made.add_row(
+            Text(row.target.name),
+            f"{seconds:,.0f} s",
+            Text((row.failed or row.step).removeprefix(f"{row.target.name}: "), style=style),
+        )
     return made
 
 
@@ -251,9 +255,7 @@ class _Worker(threading.Thread):
             error = InferenceError(f"no run came back: {other}", where=row.target.name, fix="measure again")
         if error is not None:
             job = self._job
-            row.run = failed_run(
-                job.target, error, self._bundles, job.runtimes, job.settings, command=job.command, facts=facts
-            )
+            row.run = failed_run(job.target, error, self._bundles, job.runtimes, job.settings, command=job.command, facts=facts)
         row.seconds = time.monotonic() - row.started
         row.failed = None if row.run is None else failed(row.run)
         if not self._console.is_terminal:

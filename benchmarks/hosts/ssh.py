@@ -199,12 +199,17 @@ async def _connected(target: Target, where: Address) -> AsyncIterator[asyncssh.S
 
 def _failure(error: Exception, target: Target, where: Address) -> HostError:
     """What went wrong with a connection, and what helps."""
-    login = f"ssh {'' if where.port is None else f'-p {where.port} '}{'' if where.user is None else where.user + '@'}{where.host}"
+    login = (
+        f"ssh {'' if where.port is None else f'-p {where.port} '}{'' if where.user is None else where.user + '@'}{where.host}"
+    )
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         what = f"its host key is not that of the known hosts: {error.reason}"
         fix = f"log in once with '{login}', compare the fingerprint and accept it, or take the old key away if the board is new"
     elif isinstance(error, asyncssh.PermissionDenied):
-        what, fix = "it accepts none of the keys", f"add yours with '{login.replace('ssh ', 'ssh-copy-id ', 1)}', or name one by key ="
+        what, fix = (
+            "it accepts none of the keys",
+            f"add yours with '{login.replace('ssh ', 'ssh-copy-id ', 1)}', or name one by key =",
+        )
     elif isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
         what, fix = f"the key cannot be read: {error}", "give the agent a key that has a passphrase (ssh-add)"
     elif isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | BrokenPipeError):
@@ -218,7 +223,9 @@ def _failure(error: Exception, target: Target, where: Address) -> HostError:
 
 
 async def _facts(connection: asyncssh.SSHClientConnection, target: Target, where: Address) -> Facts:
-    done = await in_time(connection.run("sh -s", input=device.SCRIPT, errors="replace"), target.name, where.patience, "its facts")
+    done = await in_time(
+        connection.run("sh -s", input=device.SCRIPT, errors="replace"), target.name, where.patience, "its facts"
+    )
     try:
         return device.parse(str(done.stdout))
     except ValueError as error:

@@ -91,9 +91,7 @@ def _check(bundles: Sequence[Bundle], runtimes: Sequence[str], json_file: Path |
     check_target(json_file / "here.json" if several and json_file.is_dir() else json_file)
 
 
-def _here(
-    bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings, command: str, measure: Measure
-) -> Run:
+def _here(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings, command: str, measure: Measure) -> Run:
     """This machine fails as the others do: as a row."""
     from edgellm.benchmarks import facts
     from edgellm.benchmarks.hosts import Target

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -67,9 +66,10 @@ def _machine() -> list[Finding]:
 def memory(total: int | None, available: int | None) -> Finding:
     """How much there is, and whether that is little."""
     little = available is not None and available < LITTLE_MEMORY
+    whole, free = ("unknown" if size is None else readable(size) for size in (total, available))
     return Finding(
         "memory",
-        f"{'unknown' if total is None else readable(total)}, available {'unknown' if available is None else readable(available)}",
+        f"{whole}, available {free}",
         "little memory is available: close programs, or raise the container's limit" if little else None,
     )
 

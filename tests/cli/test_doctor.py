@@ -54,7 +54,9 @@ def test_what_could_be_better(found: Facts, words: str) -> None:
     "found",
     [
         Facts(),
-        Facts(features=("dotprod", "neon"), cores=cores(4, governor="performance"), quota=4.0, throttled=(), celsius={"cpu": 50.0}),
+        Facts(
+            features=("dotprod", "neon"), cores=cores(4, governor="performance"), quota=4.0, throttled=(), celsius={"cpu": 50.0}
+        ),
         Facts(cores=cores(2, governor="powersave", driver="intel_pstate"), disk=10**11),
     ],
 )
@@ -64,12 +66,14 @@ def test_where_nothing_could(found: Facts) -> None:
 
 def test_what_is_not_known_is_left_out() -> None:
     assert [finding.name for finding in device(Facts())] == []
-    assert [finding.text for finding in system(Facts())][0] == "unknown"
+    assert next(finding.text for finding in system(Facts())) == "unknown"
     assert features(None).advice is None
 
 
 def test_big_and_little_cores_are_told_apart() -> None:
-    found = Facts(cores=(Core(0, "Cortex-A55", 325, max_mhz=1800.0), *cores(2, name="Cortex-A76", capacity=1024, max_mhz=2400.0)))
+    found = Facts(
+        cores=(Core(0, "Cortex-A55", 325, max_mhz=1800.0), *cores(2, name="Cortex-A76", capacity=1024, max_mhz=2400.0))
+    )
     (line,) = (finding.text for finding in device(found) if finding.name == "cores")
     assert line == "1 x Cortex-A55 up to 1,800 MHz (capacity 325), 2 x Cortex-A76 up to 2,400 MHz (capacity 1024)"
 
@@ -94,7 +98,9 @@ def test_the_old_runtime_and_a_new_numpy() -> None:
     assert "install Python 3.11" in str(doctor._elsewhere(Looked(Facts()))[-1].advice)
 
 
-@pytest.mark.parametrize(("value", "told"), [("1", "telemetry        off for all programs"), ("0", "set ORT_DISABLE_TELEMETRY=1")])
+@pytest.mark.parametrize(
+    ("value", "told"), [("1", "telemetry        off for all programs"), ("0", "set ORT_DISABLE_TELEMETRY=1")]
+)
 def test_telemetry(monkeypatch: pytest.MonkeyPatch, value: str, told: str) -> None:
     monkeypatch.setenv("ORT_DISABLE_TELEMETRY", value)
     assert told in edgellm("doctor").stdout

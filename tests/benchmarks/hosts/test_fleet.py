@@ -58,7 +58,13 @@ def start(folder: Path, *arguments: object) -> subprocess.Popen[str]:
     command = [sys.executable, "-W", "error", "-m", "edgellm", "bench", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "EDGELLM_CACHE": str(folder / "cache")}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -116,7 +122,9 @@ def test_a_failed_host_is_a_row_and_status_1(bundle: Bundle, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_when_it_ends_everything_ends(boards: tuple[Board, Board], bundle: Bundle, tmp_path: Path, number: signal.Signals) -> None:
+def test_when_it_ends_everything_ends(
+    boards: tuple[Board, Board], bundle: Bundle, tmp_path: Path, number: signal.Signals
+) -> None:
     kitchen, cellar = boards
     hosts_toml(tmp_path, kitchen.target("kitchen"), cellar.target("cellar"))
     arguments = ("--host", "kitchen", "--host", "cellar", "--trials", "1000", *OPTIONS)
@@ -127,7 +135,9 @@ def test_when_it_ends_everything_ends(boards: tuple[Board, Board], bundle: Bundl
                 assert time.monotonic() < end, "nothing was measured"
                 assert process.poll() is None
                 time.sleep(0.2)
-            children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False).stdout.split()
+            children = subprocess.run(
+                ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=False
+            ).stdout.split()
             assert len(children) == 2
             process.send_signal(number)
             _, errors = process.communicate(timeout=60)
@@ -185,7 +195,7 @@ def test_a_file_that_makes_no_sense(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_all_of_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    with pytest.raises(UsageError, match="there is no hosts.toml"):
+    with pytest.raises(UsageError, match=r"there is no hosts\.toml"):
         fleet.resolve(["all"])
 
 

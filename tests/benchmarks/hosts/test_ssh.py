@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import importlib.metadata
 import json
 import os
 import signal
@@ -157,14 +158,18 @@ def test_a_board_that_hangs(board: Board, bundle: Bundle) -> None:
 
 def test_a_disk_that_is_full_before(board: Board, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agent, "SPARE", 1 << 60)
-    with pytest.raises(HostError, match=r"board: its disk is full: [0-9.,]+ MB have to go there, [0-9.,]+ MB are free; free some"):
+    with pytest.raises(
+        HostError, match=r"board: its disk is full: [0-9.,]+ MB have to go there, [0-9.,]+ MB are free; free some"
+    ):
         bench(board.target(), bundle)
     assert not [path for path in board.cache.rglob("*") if path.is_file() and path.name != "lock"]
 
 
 def test_a_disk_that_fills_up(board: Board, bundle: Bundle) -> None:
     board.gate("ulimit -f 100")  # blocks of 512 bytes
-    with pytest.raises(HostError, match=r"board: its disk is full \(.*\) during the upload of .*, [0-9.,]+ MB are free; free some"):
+    with pytest.raises(
+        HostError, match=r"board: its disk is full \(.*\) during the upload of .*, [0-9.,]+ MB are free; free some"
+    ):
         bench(board.target(), bundle)
     for file in (board.cache / "blobs").iterdir():
         assert file.suffix == ".partial" or sha256_file(file) == file.name
@@ -252,9 +257,7 @@ def test_look_tells_of_this_python(board: Board) -> None:
     looked = ssh.look(board.target())
     assert looked.python is not None
     assert looked.python.version == ".".join(map(str, sys.version_info[:3]))
-    import numpy
-
-    assert looked.python.packages["numpy"] == numpy.__version__
+    assert looked.python.packages["numpy"] == importlib.metadata.version("numpy")
     assert not board.cache.exists(), "who only looks leaves nothing"
 
 
