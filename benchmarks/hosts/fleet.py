@@ -14,6 +14,7 @@ Each target is measured by a process of its own, which ends with this one: so on
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -215,6 +216,7 @@ class _Worker(threading.Thread):
         super().__init__(daemon=True)
         self._row, self._job, self._bundles, self._console = row, job, bundles, console
         self._last = "it said nothing"
+        self._given_up = False
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", CHILD],
             stdin=subprocess.PIPE,
@@ -258,13 +260,15 @@ class _Worker(threading.Thread):
             row.run = failed_run(job.target, error, self._bundles, job.runtimes, job.settings, command=job.command, facts=facts)
         row.seconds = time.monotonic() - row.started
         row.failed = None if row.run is None else failed(row.run)
-        if not self._console.is_terminal:
+        if not self._console.is_terminal and not self._given_up:
             self._console.print(row.failed or f"{row.target.name}: done", markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         """Ask the process to end, if it goes on."""
-        if self._process.poll() is None and self._process.stdin is not None:
-            self._process.stdin.close()
+        self._given_up = True
+        if self._process.stdin is not None:
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()
 
     def end(self) -> None:
         """Wait for its end, and see to it."""
@@ -273,6 +277,10 @@ class _Worker(threading.Thread):
         except subprocess.TimeoutExpired:
             self._process.kill()
         self.join()
+        self._others.join(GRACE)
+        for pipe in (self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
     def _pass_on(self, lines: IO[str]) -> None:
         """What a host has to show, such as a code that a phone is to see, and what went wrong in a way that nobody foresaw."""
