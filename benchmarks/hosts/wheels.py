@@ -54,7 +54,7 @@ class Platform:
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Platforms of wheels that run there, best first (PEP 600, PEP 656)."""
+        """Platforms of wheels that run there (PEP 600, PEP 656)."""
         kind, _, number = (self.libc or "").partition(" ")
         if kind == "musl":
             return tuple(f"musllinux_1_{minor}_{self.architecture}" for minor in (2, 1))
