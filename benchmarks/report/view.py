@@ -147,8 +147,8 @@ def _labels(lanes: Sequence[Lane]) -> list[str]:
 
 
 def _machines(runs: Sequence[Run]) -> tuple[str, ...]:
-    """By processor; several runs of one machine by their times, too, then counted."""
-    names = [clean(f"{run.machine.cpu}, {many(run.machine.cores, 'core')}") for run in runs]
+    """By what the user calls them and by processor; several runs of one machine by their times, too, then counted."""
+    names = [clean(f"{run.host}: " * bool(run.host) + f"{run.machine.cpu}, {many(run.machine.cores, 'core')}") for run in runs]
     counts = Counter(names)
     names = [f"{name}, {clean(run.started)[:16]}" if counts[name] > 1 else name for name, run in zip(names, runs, strict=True)]
     counts, seen = Counter(names), Counter[str]()
