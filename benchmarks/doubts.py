@@ -56,9 +56,8 @@ def _is_cached(lane: Lane) -> bool:
 
 def _doubts(lane: Lane, run: Run, figures: Sequence[Figure]) -> list[str]:
     found = []
-    counted = [each for each in run.samples if each.round]
-    busy = conditions.disturbed([each for each in counted if each.lane == lane.id])
-    if busy is not None and conditions.disturbed(counted) is None:  # else it is said of the whole run
+    busy = conditions.disturbed([each for each in run.samples if each.lane == lane.id and each.round])
+    if busy is not None:
         found.append(busy)
     if any(each.measure == "bandwidth share" and each.median > 1 for each in figures):
         found.append("it reads more than memory gives: its weights stay in the processor's cache")
