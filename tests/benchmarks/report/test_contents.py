@@ -118,6 +118,12 @@ def test_a_doubt_about_the_run_marks_every_row() -> None:
     assert all(row.notes for name in ("headline", "decode", "ratios") for row in rows(found, name).values())
 
 
+def test_peers_beside_a_bundle_are_called_by_what_they_are() -> None:
+    peers = [a_lane(model="SmolLM2.Q4_1", engine=name, variant="q4_0") for name in ("llama.cpp", "openvino")]
+    found = rows(document([a_run([a_lane(), a_lane(runtime="tflite"), *peers], trials=1)]), "headline")
+    assert list(found) == ["smollm2, onnx, int4", "smollm2, tflite, int4", "llama.cpp, q4_0", "openvino, q4_0"]
+
+
 def test_an_emulated_board_has_a_row_and_no_speeds() -> None:
     real = a_run(trials=2)
     board = dataclasses.replace(
