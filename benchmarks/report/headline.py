@@ -11,11 +11,10 @@ from edgellm.benchmarks.report.document import NONE, Block, Cell, Group, Row, Se
 from edgellm.benchmarks.report.texts import error, joined, many, number, percent, pieces, size
 from edgellm.benchmarks.report.view import Entry, View, cell, failure, with_notes
 from edgellm.benchmarks.result import Case
-from edgellm.benchmarks.spread import ALPHA, Ratio, ratio
+from edgellm.benchmarks.spread import SURE, Ratio, ratio
 
 ROWS = 14  # in one plot
 DEVICES = 6  # in one plot: as many symbols as are told apart
-SURE = f"{100 * (1 - ALPHA):g} %"
 MEDIANS = "medians over the rounds, with the lowest and the highest; the warm-up is not among them"
 
 
