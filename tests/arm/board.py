@@ -82,10 +82,11 @@ class Board:
     def run(
         self, *arguments: object, environment: Mapping[str, str] | None = None, timeout: float = 280
     ) -> subprocess.CompletedProcess[str]:
-        """Run its Python with these arguments, to its end."""
+        """Run its Python with these arguments in its folder, to its end."""
         return subprocess.run(
             [str(self.python), *map(str, arguments)],
             env=self.environment(**(environment or {})),
+            cwd=self.folder,
             capture_output=True,
             text=True,
             check=False,
@@ -123,7 +124,16 @@ def make(folder: Path, kind: Kind, root: Path, packages: Sequence[Path]) -> Boar
     python = folder / "bin/python3"
     emulator = shutil.which(kind.emulator)
     assert emulator is not None, missing()
-    command = [emulator, "-cpu", kind.cpu, "-L", str(folder / "root"), "-0", str(python), str(folder / "root/usr/bin" / binary.name)]
+    command = [
+        emulator,
+        "-cpu",
+        kind.cpu,
+        "-L",
+        str(folder / "root"),
+        "-0",
+        str(python),
+        str(folder / "root/usr/bin" / binary.name),
+    ]
     python.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n', encoding="utf-8")
     python.chmod(0o755)
     (folder / "bin/python").symlink_to("python3")

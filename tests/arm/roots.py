@@ -98,11 +98,11 @@ def _listed(extra: str, architecture: str, python: str) -> Path:
 
 def _source(codename: str) -> str:
     """The line for this machine's own mirror."""
-    form = "$(RELEASE)|$(COMPONENT)|$(REPO_URI)|$(SIGNED_BY)"
+    form = "$(RELEASE)|$(COMPONENT)|$(REPO_URI)"
     for line in _said(["apt-get", "indextargets", "--format", form, "Created-By: Packages"]).splitlines():
-        release, component, uri, key = line.split("|")
+        release, component, uri = line.split("|")
         if codename and (release, component) == (codename, "main"):
-            return f"deb {f'[signed-by={key}] ' if key else ''}{uri} {codename} main"
+            return f"deb {uri} {codename} main"
     raise CannotMake(f"apt's settings name no mirror of Debian's '{codename}'")
 
 
