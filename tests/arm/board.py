@@ -27,6 +27,9 @@ ARMV8 = "fp asimd evtstrm aes pmull sha1 sha2 crc32"
 DOTPROD = f"{ARMV8} atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"
 I8MM = f"{DOTPROD} jscvt fcma dcpodp flagm ssbs i8mm bf16"
 
+# What comes from the root. All else has to be as it is here: where /tmp is a link, a program does not find its own files below.
+SYSTEM = ("bin", "etc", "lib", "lib32", "lib64", "sbin", "usr")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -111,9 +114,8 @@ def make(folder: Path, kind: Kind, root: Path, packages: Sequence[Path]) -> Boar
     """
     folder = folder.resolve()
     (folder / "root/proc").mkdir(parents=True)
-    for entry in root.iterdir():
-        if entry.name != "proc":
-            (folder / "root" / entry.name).symlink_to(entry.readlink() if entry.is_symlink() else entry)
+    for entry in (root / name for name in SYSTEM if (root / name).exists()):
+        (folder / "root" / entry.name).symlink_to(entry.readlink() if entry.is_symlink() else entry)
     (folder / "root/proc/cpuinfo").write_text(cpuinfo(kind), encoding="ascii")
     binary = next(file for file in sorted((root / "usr/bin").glob("python3.*")) if not file.is_symlink())
     site = folder / "lib" / binary.name / "site-packages"

@@ -1,7 +1,7 @@
 """onnxruntime on ARM boards: the same tokens in float32, and as close to the source with weights of 4 and 8 bits.
 
-Its integer kernels round activations in ways of their own on each class of processors, so tokens may differ where two are nearly
-as likely; what counts is the distance from the source, and that hardly any token changes.
+Its integer kernels round in ways of their own on each class of processors, so tokens may differ where two are nearly as likely:
+what counts is the distance from the source, and that hardly any token changes.
 """
 
 from __future__ import annotations
