@@ -61,19 +61,21 @@ class Phone:
         room: int = 1 << 40,
         dies_after: int | None = None,
         dies_in: str = "",
+        lets_run: bool = False,
     ) -> None:
         """
         Args:
             room: bytes that fit on it.
             dies_after: bytes of files after which it is unplugged.
             dies_in: a part of a shell command; it is unplugged in the middle of the first that has it.
+            lets_run: whether a command goes on when nobody listens any more, as with adbd of old.
         """
         self.disk = folder / "disk"
         self.disk.mkdir(parents=True)
         self._tools = folder / "tools"
         self._tools.mkdir()
         self._shell_v2, self._authorized, self._room = shell_v2, authorized, room
-        self._dies_after, self._dies_in = dies_after, dies_in
+        self._dies_after, self._dies_in, self._lets_run = dies_after, dies_in, lets_run
         self.sent: list[str] = []
         self.commands: list[str] = []
         self._connections: list[socket.socket] = []
@@ -166,7 +168,8 @@ class Phone:
             env=environment,
             start_new_session=True,
         )
-        stream.when_closed = lambda: _end(process)
+        if not self._lets_run:
+            stream.when_closed = lambda: _end(process)
         if self._dies_in and self._dies_in in command:
             self.unplug()
         outputs = [(process.stdout, STDOUT), (process.stderr, STDERR)]

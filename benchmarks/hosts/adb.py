@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import unquote, urlsplit
 
 from edgellm._version import __version__
 from edgellm.benchmarks import conditions, doubts, facts
@@ -107,7 +107,8 @@ def read(target: Target) -> Wish:
         UsageError: an option that no adb host has, or one that makes no sense; no binary.
     """
     parts = urlsplit(target.url)
-    options = {**dict(target.options), **dict(parse_qsl(parts.query, keep_blank_values=True))}
+    pairs = (part.partition("=") for part in parts.query.split("&") if part)
+    options = {**dict(target.options), **{name: unquote(value) for name, _, value in pairs}}
     for name in options:
         if name not in OPTIONS:
             raise UsageError(f"no option '{name}' of adb", where=target.name, fix=f"it has {', '.join(OPTIONS)}")
@@ -209,7 +210,8 @@ class Measuring:
         made = tempfile.mkdtemp(dir=self.scratch)
         files = self.binary.files(bundle, Path(made), threads)
         graph = bundle.graphs[self.binary.RUNTIME]
-        digest = sha256_file(bundle.path / MANIFEST)
+        packed = [file for name, file in files.items() if name not in bundle.files]
+        digest = sha256_file(packed[0] if packed else bundle.path / MANIFEST)
         lane = Lane(
             id=f"{label} {self.binary.ENGINE} {threads}",
             engine=self.binary.ENGINE,
@@ -219,7 +221,7 @@ class Measuring:
             runtime="",
             threads=threads,
             digest=digest,
-            size=weight_bytes(bundle, graph),
+            size=sum(file.stat().st_size for file in packed) or weight_bytes(bundle, graph),
             versions={"edgellm": __version__, self.wish.binary.name: f"sha256 {sha256_file(self.wish.binary)}"},
         )
         return Row(lane, files, f"{FOLDER}/{digest}", cases)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -142,6 +143,8 @@ def test_litert_lm_is_given_the_export(phone: Phone, tiny_source: Path, tmp_path
     run = bench(phone, file, [bundle.path])
     (lane,) = run.lanes
     assert (lane.engine, lane.failed) == ("litert-lm", None)
+    (there,) = phone.disk.rglob("model.litertlm")
+    assert (lane.digest, lane.size) == (hashlib.sha256(there.read_bytes()).hexdigest(), there.stat().st_size)
     assert medians(run, "speed")[f"{lane.id}: prefill 8"] == pytest.approx(1000)
     assert medians(run, "speed")[f"{lane.id}: decode after 8"] == pytest.approx(2000)
     assert medians(run, "time")[f"{lane.id}: load"] == pytest.approx(250)
@@ -282,8 +285,9 @@ def test_options_that_make_no_sense(made: Callable[[str], Target], fault: str, g
 
 
 def test_the_url_goes_before_the_file(genai: Path, tmp_path: Path) -> None:
-    wish = adb.read(target(f"adb://192.168.1.5:5555?binary={genai}&timeout=5", binary="other", taskset="f0"))
-    assert wish == adb.Wish("192.168.1.5:5555", genai, 5.0, "f0")
+    odd = binary(tmp_path / "model_benchmark 1+1=2", "")
+    wish = adb.read(target(f"adb://192.168.1.5:5555?binary={odd}&timeout=5", binary="other", taskset="f0"))
+    assert wish == adb.Wish("192.168.1.5:5555", odd, 5.0, "f0")
     assert adb.read(target("adb://", binary=str(genai))).serial == ""
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +21,7 @@ from tests.adb_device import Phone
 
 pytestmark = pytest.mark.skipif(shutil.which("adb") is None, reason="there is no adb: apt install adb")
 HERE = f"{FOLDER}/test"
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -110,16 +114,42 @@ def test_a_code_of_its_own_is_no_signal(phone: Phone, tmp_path: Path) -> None:
     assert device.run("program", ["./program"], HERE, seconds=20).code == 255
 
 
-def test_a_program_that_hangs_is_ended_there(phone: Phone, tmp_path: Path) -> None:
-    device = adb_client.find(phone.address)
-    device.push({"program": written(tmp_path / "program", "#!/bin/sh\nexec sleep 600\n")}, HERE, programs=["program"])
-    with pytest.raises(InferenceError, match=r"program did not finish within 1 s; ask for less"):
-        device.run("program", ["./program"], HERE, seconds=1)
-    number = int(phone.path(f"{HERE}/.pid").read_text(encoding="utf-8"))
+def runs_on(phone: Phone) -> bool:
+    """Whether the program that it ran last goes on; it has ten seconds to end."""
+    process = Path("/proc") / phone.path(f"{HERE}/.pid").read_text(encoding="utf-8").strip()
     until = time.monotonic() + 10
-    while Path(f"/proc/{number}").exists() and time.monotonic() < until:
+    while process.exists() and time.monotonic() < until:
         time.sleep(0.01)
-    assert not Path(f"/proc/{number}").exists()
+    return process.exists()
+
+
+def test_a_program_that_hangs_is_ended_there(tmp_path: Path) -> None:
+    with Phone(tmp_path / "phone", lets_run=True) as phone:
+        device = adb_client.find(phone.address)
+        device.push({"program": written(tmp_path / "program", "#!/bin/sh\nexec sleep 60\n")}, HERE, programs=["program"])
+        with pytest.raises(InferenceError, match=r"program did not finish within 1 s; ask for less"):
+            device.run("program", ["./program"], HERE, seconds=1)
+        assert not runs_on(phone)
+
+
+def test_a_program_is_ended_there_when_we_are_interrupted(tmp_path: Path) -> None:
+    script = """
+import sys
+from edgellm.benchmarks.hosts import adb_client
+adb_client.find(sys.argv[1]).run("program", ["./program"], sys.argv[2], seconds=60)
+"""
+    with Phone(tmp_path / "phone", lets_run=True) as phone:
+        device = adb_client.find(phone.address)
+        program = written(tmp_path / "program", "#!/bin/sh\ntouch started\nexec sleep 60\n")
+        device.push({"program": program}, HERE, programs=["program"])
+        command = [sys.executable, "-c", script, phone.address, HERE]
+        child = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stderr=subprocess.PIPE)
+        until = time.monotonic() + 30
+        while not phone.path(f"{HERE}/started").exists() and time.monotonic() < until:
+            time.sleep(0.01)
+        child.send_signal(signal.SIGINT)
+        assert b"KeyboardInterrupt" in child.communicate(timeout=30)[1]
+        assert not runs_on(phone)
 
 
 def test_no_room(tmp_path: Path) -> None:
