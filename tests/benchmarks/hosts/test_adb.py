@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from edgellm.benchmarks import hosts
+from edgellm.benchmarks.facts import Core, Facts
 from edgellm.benchmarks.figures import figures
 from edgellm.benchmarks.hosts import Target, adb
-from edgellm.benchmarks.result import Case, Run, Settings, read, write
+from edgellm.benchmarks.result import Case, Moment, Run, Settings, read, write
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
 from edgellm.errors import EdgeError, InferenceError, ResourceError, UsageError
@@ -114,6 +115,7 @@ def test_the_whole_way(phone: Phone, genai: Path, tiny_bundle: Path, tmp_path: P
     assert list(speeds.values()) == [pytest.approx(2000)] * 2
     assert set(medians(run, "rss").values()) == {123456789}
     assert any("run on the device as: " in note and "--use_random_tokens" in note for note in run.notes)
+    assert len(run.moments) == 1 + 3  # before the first round and after each
     write(run, tmp_path / "run.json")
     assert read(tmp_path / "run.json") == run
 
@@ -237,8 +239,11 @@ def test_what_does_not_fit_is_said(phone: Phone, genai: Path, tiny_bundle: Path)
 
 @needs_adb
 def test_interrupted_after_a_round_that_counts(phone: Phone, genai: Path, tiny_bundle: Path) -> None:
+    said: list[str] = []
+
     def stop(step: str) -> None:
-        if step.startswith("round 2"):
+        said.append(step)
+        if sum(each.startswith("round 2") for each in said) == 2:  # a part of it is measured
             raise KeyboardInterrupt
 
     target = Target("pixel", f"adb://{phone.address}", (("binary", str(genai)),))
@@ -289,6 +294,15 @@ def test_the_url_goes_before_the_file(genai: Path, tmp_path: Path) -> None:
     wish = adb.read(target(f"adb://192.168.1.5:5555?binary={odd}&timeout=5", binary="other", taskset="f0"))
     assert wish == adb.Wish("192.168.1.5:5555", odd, 5.0, "f0")
     assert adb.read(target("adb://", binary=str(genai))).serial == ""
+
+
+def test_a_moment_of_a_phone_with_two_kinds_of_cores() -> None:
+    cores = (Core(0, mhz=1000, max_mhz=1800, governor="walt"), Core(4, mhz=2000, max_mhz=3000, governor="performance"))
+    known = Facts(cores=cores, celsius={"skin": 31.5, "cpu-1-0": 58.0}, throttled=("cpufreq is at 2 of 9",))
+    made = adb._moment(3.0, known)
+    assert (made.at, made.celsius, made.mhz, made.mhz_limit) == (3.0, 58.0, 1500, 2400)
+    assert (made.governor, made.throttled) == ("performance/walt", ("cpufreq is at 2 of 9",))
+    assert adb._moment(0.0, Facts()) == Moment(0.0)
 
 
 def test_a_case_is_of_the_answer_that_has_its_length() -> None:
