@@ -76,8 +76,14 @@
   var TYPES = { float32: 1, int32: 2, uint8: 3, int8: 9, float16: 10 };
   var BYTES = { float32: 4, int32: 4, uint8: 1, int8: 1, float16: 2 };
   async function bring(base, job) {
-    const library = await import(new URL("lib/litert.js", base).href);
-    return library.loadLiteRt(new URL("lib/", base).href, { threads: job.threads > 1 });
+    const threads = job.threads > 1;
+    const at = (name) => new URL(`lib/${name}`, base).href;
+    const script = at(`litert_wasm${threads ? "_threaded" : ""}_internal.js`);
+    const silent = () => void 0;
+    const module = { locateFile: at, print: silent, printErr: silent };
+    Object.assign(self, { Module: threads ? { ...module, mainScriptUrlOrBlob: script } : module });
+    const library = await import(at("litert.js"));
+    return library.loadLiteRt(at(""), { threads });
   }
   async function open(liteRt, job, files, size) {
     const bytes = files.get(job.files[0]?.name ?? "");

@@ -25,8 +25,15 @@ interface Signature {
 }
 
 export async function bring(base: URL, job: Job): Promise<LiteRt> {
-  const library = (await import(new URL("lib/litert.js", base).href)) as typeof import("@litertjs/core");
-  return library.loadLiteRt(new URL("lib/", base).href, { threads: job.threads > 1 });
+  const threads = job.threads > 1;
+  const at = (name: string): string => new URL(`lib/${name}`, base).href;
+  // in a worker its script does not know from where it came, and would look for its wasm beside the worker
+  const script = at(`litert_wasm${threads ? "_threaded" : ""}_internal.js`);
+  const silent = (): undefined => undefined; // what goes wrong comes as an exception, not on the console
+  const module = { locateFile: at, print: silent, printErr: silent };
+  Object.assign(self, { Module: threads ? { ...module, mainScriptUrlOrBlob: script } : module });
+  const library = (await import(at("litert.js"))) as typeof import("@litertjs/core");
+  return library.loadLiteRt(at(""), { threads });
 }
 
 export async function open(
