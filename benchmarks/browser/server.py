@@ -133,12 +133,33 @@ class _Http(ThreadingHTTPServer):
     answer: Answer
     tls: ssl.SSLContext | None
 
+    def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
+        self.open: set[Any] = set()
+        super().__init__(address, handler)
+
     def get_request(self) -> tuple[socket.socket, Any]:
         """A connection; its handshake is the handler's thread's, so that a slow one holds up nobody."""
         connection, address = super().get_request()
         if self.tls is not None:
             connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
         return connection, address
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """A thread for a connection, which is known as long as it is open."""
+        self.open.add(request)
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """The end of a connection."""
+        self.open.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        """The end of all of them: a browser keeps connections open, and would ask on them whoever comes after this run."""
+        super().server_close()
+        for each in [*self.open]:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Connections end at any time, and what others send may be anything: neither is an event of ours."""

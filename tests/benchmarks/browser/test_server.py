@@ -159,6 +159,20 @@ def test_it_listens_only_as_long_as_it_is_used() -> None:
         ask(server, "/")
 
 
+def test_a_connection_that_was_kept_open_ends_with_it(tmp_path: Path) -> None:
+    """A browser keeps one, and a second run may have the same port."""
+    (tmp_path / "page").write_text("hello")
+    with Server("127.0.0.1", 0, {"": Asset.of(tmp_path / "page")}, lambda name, value: None, tls=None) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        for _ in range(2):
+            connection.request("GET", f"/{server.token}/")
+            assert connection.getresponse().read() == b"hello"
+        kept = connection.sock
+        assert kept is not None
+    assert kept.recv(1) == b""  # its end
+    connection.close()
+
+
 def test_a_port_that_is_taken_is_replaced(server: Server) -> None:
     with Server("127.0.0.1", server.port, {}, lambda name, value: None, tls=None) as other:
         assert other.port not in (0, server.port)
