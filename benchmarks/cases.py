@@ -320,8 +320,12 @@ def agreement(engine: Engine, ids: Sequence[int], steps: int) -> float:
 
 
 def _confirms(row: Logits, token: int) -> bool:
-    best = float(row[_best(row)])
-    return float(row[token]) >= best - NEAR * (best - float(np.median(row)))
+    return confirms(float(row[_best(row)]), float(row[token]), float(np.median(row)))
+
+
+def confirms(best: float, given: float, middle: float) -> bool:
+    """Whether a token's logit is the best one, or so near to it that rounding may have turned them; `middle` is the median."""
+    return given >= best - NEAR * (best - middle)
 
 
 def _best(logits: Logits) -> int:

@@ -242,6 +242,9 @@ def test_a_loaded_model_has_imported_nothing_of_the_workstation(tmp_path: Path) 
     assert {"onnxruntime", "tokenizers", "jinja2"} <= loaded
 
 
+BROWSER = ("index.html", "package-lock.json", "package.json", "page.css", "page.js", "worker.js")
+
+
 @pytest.mark.slow
 def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     """Built from the sdist, as an index would: what MANIFEST.in forgets is missed here."""
@@ -262,6 +265,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     assert {name for name in names if ".dist-info/" not in name} == wanted | {
         "edgellm/py.typed",
         "edgellm/benchmarks/facts.sh",
+        *(f"edgellm/benchmarks/browser/web/{name}" for name in BROWSER),
         "edgellm/benchmarks/peers/text.txt",
         "edgellm/benchmarks/report/report.html.j2",
         "edgellm/benchmarks/result.schema.json",
