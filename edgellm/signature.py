@@ -42,7 +42,7 @@ def check(bundle: Bundle, key: str | os.PathLike[str]) -> None:
         RuntimeUnavailable: `cryptography` is not installed.
         UsageError: the key cannot be used.
     """
-    public = _read_key(Path(key))
+    public = read_key(key)
     where = bundle.path / FILE
     content = _read(where)
     try:
@@ -68,7 +68,13 @@ def check(bundle: Bundle, key: str | os.PathLike[str]) -> None:
             raise BundleError(what, where=bundle.path / name, fix="do not use the bundle, or sign it again")
 
 
-def _read_key(key: Path) -> EllipticCurvePublicKey:
+def read_key(key: str | os.PathLike[str]) -> EllipticCurvePublicKey:
+    """The public key in a file.
+
+    Raises:
+        RuntimeUnavailable: `cryptography` is not installed.
+        UsageError: the key cannot be used.
+    """
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
@@ -76,7 +82,7 @@ def _read_key(key: Path) -> EllipticCurvePublicKey:
     except ModuleNotFoundError as error:
         raise RuntimeUnavailable("a signature takes the package 'cryptography' to check", where=key, fix=INSTALL) from error
     try:
-        public = load_pem_public_key(key.read_bytes())
+        public = load_pem_public_key(Path(key).read_bytes())
     except OSError as error:
         raise UsageError(f"the key cannot be read: {error.strerror or error}", where=key, fix="check the path") from error
     except (ValueError, UnsupportedAlgorithm) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 from edgellm import signature
 from edgellm.bundle import MANIFEST, Bundle
@@ -39,16 +40,17 @@ def sign(bundle: str | os.PathLike[str], key: str | os.PathLike[str], *, passwor
     opened.ensure_verified()
     _check_extra(opened)
     target = opened.path / signature.FILE
+    secret: Any = None if password is None else password.encode()  # the package says it takes a text, and takes bytes
     try:
-        signer = signing.Config().use_elliptic_key_signer(private_key=Path(key), password=password)
+        signer = signing.Config().use_elliptic_key_signer(private_key=Path(key), password=secret)
     except OSError as error:
         raise UsageError(f"the key cannot be read: {error.strerror or error}", where=key, fix="check the path") from error
     except (ValueError, TypeError) as error:  # not PEM, another kind of key, a password that is wrong or missing
         raise UsageError(f"the private key cannot be used: {error}", where=key, fix="see docs/updates.md") from error
-    signer.set_hashing_config(hashing.Config().set_ignored_paths(paths=[target]))
+    signer.set_hashing_config(hashing.Config().set_ignored_paths(paths=[signature.FILE]))
     work = make_partial(opened.path.resolve(), OPTION)
     try:
-        signer.sign(opened.path, work / signature.FILE)
+        signer.sign(opened.path.resolve(), work / signature.FILE)
         (work / signature.FILE).replace(target)
     except OSError as error:
         raise write_error(error, target, OPTION) from error

@@ -108,6 +108,8 @@ def recover(target: Path) -> None:
 
     A swap that is still going on is waited for.
     """
+    if not target.name:
+        return
     previous = previous_of(target)
     deadline = time.monotonic() + PATIENCE
     with contextlib.suppress(OSError):

@@ -20,7 +20,7 @@ from typing import BinaryIO
 from edgellm import signature
 from edgellm.bundle import MANIFEST, Bundle, sha256_file
 from edgellm.errors import BundleError
-from edgellm.partial import check_disk, make_partial, remove_partial, write_error
+from edgellm.partial import IN_USE, alive, check_disk, make_partial, remove_partial, works_on, write_error
 from edgellm.swap import NEW, locked, previous_of, put_in_place, sync_folder, trade_places
 from edgellm.update_file import BLOCK, PAYLOAD, NewFile, Update, open_update
 
@@ -44,6 +44,8 @@ def apply(
             nothing can be written there.
         ResourceError: too little disk.
     """
+    if key is not None:
+        signature.read_key(key)  # a key that is none is said before the work
     with open_update(Path(update)) as opened:
         Bundle.open(bundle)
         target = Path(bundle).resolve()  # a link to the folder stays one
@@ -53,6 +55,7 @@ def apply(
             if there == opened.header.result and _is_there(opened, old):
                 if key is not None:
                     signature.check(old, key)
+                _finish(opened, target)
                 return old
             if there != opened.header.base:
                 raise BundleError(
@@ -111,6 +114,18 @@ def _swap(work: Path, target: Path) -> None:
         raise
 
 
+def _finish(update: Update, target: Path) -> None:
+    """What an update that was killed right behind the exchange left to do: the old bundle's name, and clearing up."""
+    left = [folder for folder, owner in works_on(target) if folder not in IN_USE and not alive(owner)]
+    if left:
+        with contextlib.suppress(OSError):
+            for folder in left:
+                if sha256_file(folder / NEW / MANIFEST) == update.header.base and not previous_of(target).exists():
+                    (folder / NEW).rename(previous_of(target))
+        with _work_folder(target):
+            pass
+
+
 def _check_previous(target: Path) -> None:
     """An older bundle makes room; nothing else does."""
     previous = previous_of(target)
@@ -130,8 +145,11 @@ def _is_there(update: Update, bundle: Bundle) -> bool:
 def _build(update: Update, old: Bundle, new: Path) -> None:
     """Write every file of the new bundle."""
     sources = [_source(update, old, name) for name in update.header.sources]
+    sizes = [source.stat().st_size for source in sources]
     written = []
     for name, file in update.header.files.items():
+        if any(part.source != PAYLOAD and part.offset + part.length > sizes[part.source] for part in file):
+            raise BundleError(f"takes more for '{name}' than the old bundle has", where=update.path, fix="do not use it")
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         if not _link(file, sources, new / name):
             written.append(name)
@@ -192,9 +210,12 @@ def _check(update: Update, new: Path, target: Path, key: str | os.PathLike[str] 
             raise BundleError(
                 f"the bundle is damaged: '{name}' would not come out right", where=target, fix="copy the new bundle whole"
             )
-    made = Bundle.open(new)
+    try:
+        made = Bundle.open(new)
+        if key is not None:
+            signature.check(made, key)
+    except BundleError as error:  # which names a folder that goes away
+        raise BundleError(f"what the update makes is not to be used: {error.what}", where=update.path, fix=error.fix) from error
     promised = {name: file.sha256 for name, file in update.header.files.items() if name not in (MANIFEST, signature.FILE)}
     if promised != {name: entry.sha256 for name, entry in made.files.items()}:
         raise BundleError("its files are not those of the bundle in it", where=update.path, fix="do not use it")
-    if key is not None:
-        signature.check(made, key)

@@ -46,7 +46,7 @@ def test_what_is_inserted_moves_the_rest_and_does_not_ship_it(tiny_bundle: Path,
 def test_content_that_only_got_another_name_or_place_is_not_shipped(tiny_bundle: Path, tmp_path: Path) -> None:
     old = variant(tiny_bundle, tmp_path / "old", {"weights": WEIGHTS})
     turned = WEIGHTS[600_000:] + WEIGHTS[:600_000]
-    new = variant(tiny_bundle, tmp_path / "new", {"weights": None, "below/renamed": WEIGHTS, "turned": turned})
+    new = variant(tiny_bundle, tmp_path / "new", {"below/renamed": WEIGHTS, "turned": turned})
     assert shipped(old, new, tmp_path) <= 3 * LARGEST + (new / "edgellm.json").stat().st_size
 
 
