@@ -31,17 +31,23 @@ CORE = (
     "edgellm.bundle",
     "edgellm.partial",
     "edgellm.own_text",
+    "edgellm.signature",
+    "edgellm.swap",
+    "edgellm.update_apply",
+    "edgellm.update_file",
     "edgellm._version",
     "edgellm._typed",
 )
 MAX_LINES = 420
 
-# The device side may import these, the standard library and ONE runtime, inside the runtime's own adapter.
+# The device side may import these, the standard library and ONE runtime, inside the runtime's own adapter; and where a
+# signature is to be checked, what does that.
 DEVICE_PACKAGES = {"numpy", "tokenizers", "jinja2"}
 ADAPTER_PACKAGES = {
     "edgellm.runtimes.onnx": {"onnxruntime"},
     "edgellm.runtimes.tflite": {"ai_edge_litert"},
     "edgellm.runtimes.tflite_compat": {"tflite_runtime"},
+    "edgellm.signature": {"cryptography"},
 }
 
 
