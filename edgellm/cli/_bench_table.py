@@ -117,3 +117,18 @@ def _cell(figure: Figure) -> str:
 def _number(value: float) -> str:
     digits = 0 if value >= 100 else 1 if value >= 10 else 2
     return f"{value:,.{digits}f}"
+
+
+def remarks(run: Run) -> list[str]:
+    """What stands below the table: what speaks against it, and what was left out."""
+    lines = [f"not to be quoted: {doubt}" for doubt in run.doubts]
+    for lane in run.lanes:
+        lines += [f"{lane.id}: failed: {lane.failed}"] if lane.failed else []
+        lines += [f"{lane.id}: {doubt}" for doubt in lane.doubts]
+    return [*lines, *run.notes]
+
+
+def packages(run: Run) -> str:
+    """The processor, and the versions of what ran on it."""
+    found = {f"{name} {version}": None for lane in run.lanes for name, version in lane.versions.items()}
+    return ", ".join([run.machine.cpu, *found])
