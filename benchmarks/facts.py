@@ -104,7 +104,7 @@ class Facts:
 
     @property
     def threads(self) -> int:
-        """Threads that suit it, as `runtimes.threads` counts them where Python runs; 0 if it does not tell of its processors."""
+        """Threads that suit it, counted as `runtimes.threads` does where Python runs; 0 if its processors are not known."""
         cores = self.cores or ()
         strongest = max((core.capacity or 0 for core in cores), default=0)
         big = [core for core in cores if core.capacity is None or 2 * core.capacity >= strongest]

@@ -1,0 +1,131 @@
+// One job in a worker of its own: its memory goes with it, and the page goes on answering while it computes.
+import { likeliest, type Engine } from "./engine";
+import { load } from "./files";
+import * as litert from "./litert";
+import * as onnx from "./onnx";
+import type { Case, Job, Row, Size, Word } from "./protocol";
+
+function say(word: Word): void {
+  self.postMessage(word);
+}
+
+const seconds = (since: number): number => (performance.now() - since) / 1000;
+
+async function work(base: URL, job: Job): Promise<void> {
+  const tell = (text: string): void => say({ kind: "progress", text });
+  // the first time files come over the network, which is no part of a load
+  for (const file of job.files) await load(base, file, tell);
+  const began = performance.now();
+  const open = job.library === "litert.js" ? await withLitert(base, job) : await withOnnx(base, job);
+  const imported = seconds(began);
+  const start = performance.now();
+  const files = new Map<string, Uint8Array>();
+  for (const file of job.files) files.set(file.name, await load(base, file, tell));
+  let size = job.sizes[0];
+  let engine = await open(files, size);
+  say({ kind: "loaded", seconds: seconds(start), imported });
+  if (job.task === "check") {
+    tell("its tokens");
+    say({ kind: "rows", rows: await check(engine, job) });
+  }
+  let warm = false;
+  for (const [index, each] of ordered(job)) {
+    const wanted = job.sizes[index];
+    if (wanted !== undefined && wanted.slots !== size?.slots) {
+      await engine.close();
+      [size, warm] = [wanted, false];
+      engine = await open(files, size);
+    }
+    if (!warm) await time(engine, job, each); // what only a first call pays
+    warm = true;
+    tell(nameOf(each));
+    say({ kind: "sample", case: index, ...(await time(engine, job, each)) });
+  }
+  await engine.close();
+}
+
+type Open = (files: ReadonlyMap<string, Uint8Array>, size: Size | undefined) => Promise<Engine>;
+
+async function withOnnx(base: URL, job: Job): Promise<Open> {
+  const ort = await onnx.bring(base, job);
+  return (files) => onnx.open(ort, job, files);
+}
+
+async function withLitert(base: URL, job: Job): Promise<Open> {
+  const liteRt = await litert.bring(base, job);
+  return (files, size) => litert.open(liteRt, job, files, size);
+}
+
+/** Cases in the order in which they were given, but those of one size one after the other. */
+function ordered(job: Job): [number, Case][] {
+  const entries = [...job.cases.entries()];
+  const first = new Map<number, number>();
+  for (const [index] of entries) {
+    const slots = job.sizes[index]?.slots ?? 0;
+    if (!first.has(slots)) first.set(slots, index);
+  }
+  const rank = (index: number): number => first.get(job.sizes[index]?.slots ?? 0) ?? 0;
+  return entries.sort(([a], [b]) => rank(a) - rank(b) || a - b);
+}
+
+/** What this browser finds at each token of the text that the other side wrote. */
+async function check(engine: Engine, job: Job): Promise<Row[]> {
+  const rows: Row[] = [];
+  engine.reset();
+  let logits = await engine.append(job.prompt);
+  for (const token of job.golden) {
+    const sorted = logits.slice().sort();
+    const best = likeliest(logits);
+    const half = sorted.length >> 1;
+    const middle = sorted.length % 2 ? sorted[half]! : (sorted[half - 1]! + sorted[half]!) / 2;
+    rows.push({ token: best, best: logits[best]!, given: logits[token]!, middle });
+    logits = await engine.append([token]);
+  }
+  return rows;
+}
+
+interface Timed {
+  seconds: number;
+  steps: number[];
+  tokens: number[];
+}
+
+async function time(engine: Engine, job: Job, each: Case): Promise<Timed> {
+  const text = job.text.slice(0, Math.max(1, each.prompt, each.depth));
+  engine.reset();
+  if (each.kind === "decode") return decode(engine, text, each.steps);
+  if (each.state === "cached") await engine.append(text.slice(0, -job.tail));
+  const rest = each.state === "cached" ? text.slice(-job.tail) : text;
+  const start = performance.now();
+  const logits = await engine.append(rest);
+  if (each.kind === "prefill") {
+    const spent = seconds(start);
+    likeliest(logits);
+    return { seconds: spent, steps: [], tokens: [] };
+  }
+  const token = likeliest(logits);
+  return { seconds: seconds(start), steps: [], tokens: [token] };
+}
+
+async function decode(engine: Engine, text: readonly number[], count: number): Promise<Timed> {
+  const steps: number[] = [];
+  const tokens = [likeliest(await engine.append(text))];
+  for (let step = 0; step < count; step++) {
+    const start = performance.now();
+    const logits = await engine.append(tokens.slice(-1));
+    steps.push(seconds(start));
+    tokens.push(likeliest(logits)); // the sampler's work, and not timed
+  }
+  return { seconds: steps.reduce((sum, step) => sum + step, 0), steps, tokens };
+}
+
+function nameOf(each: Case): string {
+  return each.kind === "decode" ? `decode after ${each.depth}` : `${each.kind} ${each.prompt}`;
+}
+
+self.onmessage = (event: MessageEvent<{ base: string; job: Job }>) => {
+  work(new URL(event.data.base), event.data.job).then(
+    () => say({ kind: "finished" }),
+    (error: unknown) => say({ kind: "failed", text: error instanceof Error ? error.message : String(error) }),
+  );
+};

@@ -1,0 +1,45 @@
+"""A tiny llama that knows a text by heart: small enough for an emulator, and sure of what it says.
+
+Of random weights the two likeliest tokens are often nearly as likely, and any rounding chooses between them; a model that was
+trained says the same wherever it runs, or something is wrong with it there.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+
+from tests import tiny_folder
+
+TEXT = (
+    "The history of the printing press begins in China, where woodblock printing on paper was common by the year 900. "
+    "Movable type of baked clay came some two hundred years later, and metal type was cast in Korea before Gutenberg was born."
+)
+PROMPT = TEXT[:24]
+STEPS, ENOUGH = 400, 0.02  # of training at most, and the loss at which it knows the text
+
+
+def write(folder: Path) -> Path:
+    """The model of `tests.tiny_folder`, trained on TEXT."""
+    tiny_folder.write(folder)
+    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([encode(folder, TEXT)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(STEPS):
+        loss = model(input_ids=ids, labels=ids).loss
+        if loss.item() < ENOUGH:
+            break
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    return folder
+
+
+def encode(folder: Path, text: str) -> list[int]:
+    """Tokens of a text, by the tokenizer of a source or a bundle."""
+    found: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+    return found
