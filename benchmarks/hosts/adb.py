@@ -27,15 +27,16 @@ from urllib.parse import unquote, urlsplit
 from edgellm._version import __version__
 from edgellm.benchmarks import conditions, doubts, facts
 from edgellm.benchmarks.cases import plan
-from edgellm.benchmarks.facts import Facts
+from edgellm.benchmarks.facts import Facts, Looked
 from edgellm.benchmarks.hosts import Target, binaries
 from edgellm.benchmarks.hosts.adb_client import FOLDER, Device, find
 from edgellm.benchmarks.hosts.binaries import Binary, Told
+from edgellm.benchmarks.hosts.failure import HostError
 from edgellm.benchmarks.machine import Machine
 from edgellm.benchmarks.result import Case, Lane, Moment, Run, Sample, Settings
 from edgellm.benchmarks.run import labels
 from edgellm.bundle import MANIFEST, Bundle, graph_name, sha256_file
-from edgellm.errors import EdgeError, InferenceError, UsageError
+from edgellm.errors import EdgeError, InferenceError, ResourceError, UsageError
 from edgellm.runtimes.memory import weight_bytes
 
 TIMEOUT = 1800.0
@@ -85,8 +86,7 @@ def bench(
     Raises:
         UsageError: no such device, or it lets nobody in; no such binary, or one that runs no graph of the bundle.
         RuntimeUnavailable: there is no adb, or what packs a bundle for the binary is not installed.
-        ResourceError: the device has no room.
-        InferenceError: it went away, or the binary failed on every bundle.
+        HostError: the device has no room, or went away, or the binary failed on every bundle.
     """
     wish = read(target)
     binary = binaries.find(wish.binary.name)
@@ -94,10 +94,24 @@ def bench(
         if graph_name(name) != binary.RUNTIME:
             fix = f"ask for --runtime {binary.RUNTIME}, or bring another binary"
             raise UsageError(f"{wish.binary.name} runs no graph for '{name}'", where=target.name, fix=fix)
-    device = find(wish.serial)
+    device = find(wish.serial, target.name)
     with tempfile.TemporaryDirectory(prefix="edgellm-adb-") as scratch:
         measuring = Measuring(device, wish, binary, settings, Path(scratch), progress)
-        return measuring.run(bundles, target.name, command)
+        try:
+            return measuring.run(bundles, command)
+        except (InferenceError, ResourceError) as error:
+            told = HostError(error.what, where=error.where, fix=error.fix)
+            told.facts = measuring.known
+            raise told from error
+
+
+def look(target: Target) -> Looked:
+    """What a device tells of itself; no binary is needed. Raises EdgeError: it cannot be reached, or tells nothing."""
+    serial, _ = _parts(target)
+    device = find(serial, target.name)
+    with tempfile.TemporaryDirectory(prefix="edgellm-adb-") as scratch:
+        _bring(device, Path(scratch))
+        return Looked(_ask(device))
 
 
 def read(target: Target) -> Wish:
@@ -106,14 +120,12 @@ def read(target: Target) -> Wish:
     Raises:
         UsageError: an option that no adb host has, or one that makes no sense; no binary.
     """
-    parts = urlsplit(target.url)
-    pairs = (part.partition("=") for part in parts.query.split("&") if part)
-    options = {**dict(target.options), **{name: unquote(value) for name, _, value in pairs}}
+    serial, options = _parts(target)
     for name in options:
         if name not in OPTIONS:
             raise UsageError(f"no option '{name}' of adb", where=target.name, fix=f"it has {', '.join(OPTIONS)}")
     if "binary" not in options:
-        fix = f"adb://{parts.netloc}?binary=FILE; docs/android.md says which"
+        fix = f"adb://{serial}?binary=FILE; docs/android.md says which"
         raise UsageError("no binary to run", where=target.name, fix=fix)
     binary = Path(options["binary"]).expanduser()
     if not binary.is_file():
@@ -123,7 +135,31 @@ def read(target: Target) -> Wish:
         raise UsageError(f"'{timeout}' is no number of seconds", where=f"{target.name}: timeout", fix="use 1 or more")
     if not re.fullmatch(r"[0-9a-fA-F]*", mask):
         raise UsageError(f"'{mask}' is no mask", where=f"{target.name}: taskset", fix="use hexadecimal digits, such as f0")
-    return Wish(parts.netloc, binary, float(timeout), mask)
+    return Wish(serial, binary, float(timeout), mask)
+
+
+def _parts(target: Target) -> tuple[str, dict[str, str]]:
+    """Its serial number, and its options; those of the URL go before those of hosts.toml."""
+    parts = urlsplit(target.url)
+    pairs = (part.partition("=") for part in parts.query.split("&") if part)
+    return parts.netloc, {**dict(target.options), **{name: unquote(value) for name, _, value in pairs}}
+
+
+def _bring(device: Device, scratch: Path) -> None:
+    """Send the script that asks."""
+    script = scratch / SCRIPT
+    script.write_text(facts.SCRIPT, encoding="utf-8")
+    device.push({SCRIPT: script}, FOLDER)
+
+
+def _ask(device: Device) -> Facts:
+    """What it tells of itself now."""
+    said = device.shell(f"sh {FOLDER}/{SCRIPT}; getprop ro.kernel.qemu; getprop ro.boot.qemu").output
+    try:
+        known = facts.parse(said)
+    except ValueError as error:
+        raise InferenceError(f"it tells nothing of itself: {error}", where=device.name, fix="measure again") from error
+    return replace(known, emulated="an Android emulator") if said.rstrip().endswith("\n1") else known
 
 
 @dataclass
@@ -140,15 +176,14 @@ class Measuring:
     samples: list[Sample] = field(default_factory=list)
     moments: list[Moment] = field(default_factory=list)
     failed: dict[str, EdgeError] = field(default_factory=dict)
+    known: Facts | None = None  # of the device, before the first round
     finished: int = -1  # the last round that was measured whole
 
-    def run(self, bundles: Sequence[Bundle], name: str, command: str) -> Run:
+    def run(self, bundles: Sequence[Bundle], command: str) -> Run:
         """All of it."""
         started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
-        script = self.scratch / SCRIPT
-        script.write_text(facts.SCRIPT, encoding="utf-8")
-        self.device.push({SCRIPT: script}, FOLDER)
-        known = self.look()
+        _bring(self.device, self.scratch)
+        known = self.known = self.look()
         rows, notes = self.rows(bundles, known)
         self.device.push(self.programs(), self.tools, programs=[self.wish.binary.name], progress=self.progress)
         for row in rows:
@@ -168,7 +203,7 @@ class Measuring:
             moments=tuple(self.moments),
             complete=complete,
             notes=(*dict.fromkeys(notes), "energy: adb reads no counter", MEMORY, f"run on the device as: {shown}"),
-            host=name,
+            host=self.device.name,
         )
         judged = doubts.judged(run)
         nothing = self.scratch / "nothing"  # what this machine says of itself is nothing of the device
@@ -176,15 +211,7 @@ class Measuring:
 
     def look(self) -> Facts:
         """The device now; a moment of it is kept."""
-        said = self.device.shell(f"sh {FOLDER}/{SCRIPT}; getprop ro.kernel.qemu; getprop ro.boot.qemu").output
-        try:
-            known = facts.parse(said)
-        except ValueError as error:
-            raise InferenceError(
-                f"it tells nothing of itself: {error}", where=self.device.serial, fix="measure again"
-            ) from error
-        if said.rstrip().endswith("\n1"):
-            known = replace(known, emulated="an Android emulator")
+        known = _ask(self.device)
         self.moments.append(_moment(self.now(), known))
         return known
 
@@ -277,7 +304,7 @@ class Measuring:
         """What the binary tells of a prompt and the tokens after it."""
         environment = {"LD_LIBRARY_PATH": self.tools, **QUIET}
         line, seconds = self.line(row, prompt), self.wish.timeout
-        name, where = self.wish.binary.name, self.device.serial
+        name, where = self.wish.binary.name, self.device.name
         answer = self.device.run(name, line, row.folder, seconds=seconds, environment=environment)
         last = next((each.strip() for each in reversed(answer.output.splitlines()) if each.strip()), "nothing")[:200]
         if answer.code != 0:

@@ -52,8 +52,11 @@ class Answer:
     code: int
 
 
-def find(serial: str) -> Device:
+def find(serial: str, name: str = "") -> Device:
     """The device of a serial number or an address "host:port", which is connected to; "" is the only one there is.
+
+    Args:
+        name: what its user calls it.
 
     Raises:
         RuntimeUnavailable: there is no adb.
@@ -75,14 +78,14 @@ def find(serial: str) -> Device:
         fix = f"plug it in, and turn on USB debugging in its developer options{others}"
         raise UsageError("no such device" if serial else "no device", where=f"adb://{serial}", fix=fix)
     _check(serial, there[serial])
-    return Device(adb, serial)
+    return Device(adb, serial, name or serial)
 
 
 class Device:
-    """One device that answers."""
+    """One device that answers; errors name it as its user does."""
 
-    def __init__(self, adb: str, serial: str) -> None:
-        self._adb, self.serial = adb, serial
+    def __init__(self, adb: str, serial: str, name: str) -> None:
+        self._adb, self.serial, self.name = adb, serial, name
 
     def shell(self, command: str, *, seconds: float = ANSWER) -> Answer:
         """What a command of the device's shell says.
@@ -122,13 +125,13 @@ class Device:
         for name, digest in wanted.items():
             if there.get(name) == digest:
                 continue
-            progress(f"{name} to {self.serial}")
+            progress(f"{name} to {self.name}")
             part = f"{name}.part"
             self._send(files[name], folder, part)
             arrived = self._digests(folder, [part]).get(part)
             if arrived != digest:
                 self._must(f"rm -f {_at(folder, part)}", "a file cannot be removed on it")
-                raise InferenceError(f"'{name}' did not arrive as it was sent", where=self.serial, fix="try another cable")
+                raise InferenceError(f"'{name}' did not arrive as it was sent", where=self.name, fix="try another cable")
             mode = "755" if name in programs else "644"
             self._must(f"chmod {mode} {_at(folder, part)} && mv {_at(folder, part)} {_at(folder, name)}", "it keeps no file")
 
@@ -161,12 +164,12 @@ class Device:
         except subprocess.TimeoutExpired as error:
             self._end(folder)
             fix = "ask for less, or give the target a longer 'timeout'"
-            raise InferenceError(f"{name} did not finish within {seconds:g} s", where=self.serial, fix=fix) from error
+            raise InferenceError(f"{name} did not finish within {seconds:g} s", where=self.name, fix=fix) from error
         except KeyboardInterrupt:
             self._end(folder)
             raise
         if 128 < answer.code <= 128 + SIGNALS:
-            raise InferenceError(_crash(name, answer), where=self.serial, fix=_remedy(answer.code - 128))
+            raise InferenceError(_crash(name, answer), where=self.name, fix=_remedy(answer.code - 128))
         return answer
 
     def _end(self, folder: str) -> None:
@@ -179,16 +182,16 @@ class Device:
         try:
             done = self._call("push", str(file), f"{folder}/{name}", seconds=HOUR)
         except subprocess.TimeoutExpired as error:
-            raise InferenceError(f"'{file.name}' was not sent within an hour", where=self.serial) from error
+            raise InferenceError(f"'{file.name}' was not sent within an hour", where=self.name) from error
         if done.returncode == 0:
             return
         if NO_SPACE in done.stderr + done.stdout:
             self._must(f"rm -f {_at(folder, name)}", "a file cannot be removed on it")
             size = f"{file.stat().st_size / 1e6:,.0f} MB"
             fix = f"free some, for example by 'adb shell rm -r {FOLDER}'"
-            raise ResourceError(f"no space left for '{file.name}' of {size}", where=self.serial, fix=fix)
+            raise ResourceError(f"no space left for '{file.name}' of {size}", where=self.name, fix=fix)
         if self.is_there():
-            raise ResourceError(f"'{file.name}' cannot be sent: {_last(done)}", where=self.serial, fix="see what adb says")
+            raise ResourceError(f"'{file.name}' cannot be sent: {_last(done)}", where=self.name, fix="see what adb says")
         raise self._lost(done)
 
     def _digests(self, folder: str, names: Collection[str]) -> dict[str, str]:
@@ -198,16 +201,16 @@ class Device:
         try:
             answer = self.shell(command, seconds=HOUR)
         except subprocess.TimeoutExpired as error:
-            raise InferenceError("it did not hash its files within an hour", where=self.serial) from error
+            raise InferenceError("it did not hash its files within an hour", where=self.name) from error
         if answer.code != 0:
-            raise ResourceError(f"it hashes no files: {_line(answer.output)}", where=self.serial, fix="Android 8 or later can")
+            raise ResourceError(f"it hashes no files: {_line(answer.output)}", where=self.name, fix="Android 8 or later can")
         found = re.findall(r"^([0-9a-f]{64}) [ *](.+)$", answer.output, re.MULTILINE)
         return {name: digest for digest, name in found}
 
     def _must(self, command: str, fault: str) -> None:
         answer = self.shell(command)
         if answer.code != 0:
-            raise ResourceError(f"{fault}: {_line(answer.output)}", where=self.serial, fix=f"look at {FOLDER} there")
+            raise ResourceError(f"{fault}: {_line(answer.output)}", where=self.name, fix=f"look at {FOLDER} there")
 
     def _call(self, *arguments: str, seconds: float) -> subprocess.CompletedProcess[str]:
         return _adb(self._adb, "-s", self.serial, *arguments, seconds=seconds)
@@ -218,9 +221,9 @@ class Device:
     def _lost(self, done: subprocess.CompletedProcess[str]) -> InferenceError:
         state = self._state()
         if state == "device":  # and something else broke
-            return InferenceError(f"adb broke off: {_last(done)}", where=self.serial, fix="measure again")
+            return InferenceError(f"adb broke off: {_last(done)}", where=self.name, fix="measure again")
         said = f" (adb calls it {state})" if state else ""
-        return InferenceError(f"the device went away{said}", where=self.serial, fix="plug it in again, and measure again")
+        return InferenceError(f"the device went away{said}", where=self.name, fix="plug it in again, and measure again")
 
 
 def _connect(adb: str, address: str) -> None:

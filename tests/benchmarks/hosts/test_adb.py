@@ -15,10 +15,11 @@ from edgellm.benchmarks import hosts
 from edgellm.benchmarks.facts import Core, Facts
 from edgellm.benchmarks.figures import figures
 from edgellm.benchmarks.hosts import Target, adb
+from edgellm.benchmarks.hosts.failure import HostError
 from edgellm.benchmarks.result import Case, Moment, Run, Settings, read, write
 from edgellm.bundle import Bundle
 from edgellm.conversion import convert
-from edgellm.errors import EdgeError, InferenceError, ResourceError, UsageError
+from edgellm.errors import EdgeError, UsageError
 from tests import adb_device
 from tests.adb_device import PROPERTIES, Phone
 
@@ -192,7 +193,7 @@ def test_an_emulator_has_no_speeds(tmp_path: Path, genai: Path, tiny_bundle: Pat
 )
 def test_a_binary_that_fails(phone: Phone, tiny_bundle: Path, tmp_path: Path, old: str, new: str, fault: str) -> None:
     file = binary(tmp_path / "model_benchmark", GENAI.replace(old, new))
-    with pytest.raises(InferenceError, match=fault) as caught:
+    with pytest.raises(HostError, match=rf"^pixel: {fault}") as caught:
         bench(phone, file, [tiny_bundle], timeout="2")
     assert "\n" not in str(caught.value)
 
@@ -216,17 +217,28 @@ def test_a_lane_that_fails_leaves_the_others_alone(phone: Phone, tiny_bundle: Pa
 @pytest.mark.parametrize(
     ("faults", "error", "fault"),
     [
-        ({"dies_in": "exec "}, InferenceError, r"the device went away"),
-        ({"dies_after": 1000}, InferenceError, r"the device went away"),
-        ({"room": 50_000}, ResourceError, r"no space left for "),
+        ({"dies_in": "exec "}, HostError, r"^pixel: the device went away"),
+        ({"dies_after": 20_000}, HostError, r"^pixel: the device went away"),
+        ({"room": 50_000}, HostError, r"^pixel: no space left for "),
         ({"authorized": False}, UsageError, r"has not allowed this computer"),
     ],
 )
 def test_a_device_that_fails(
     tmp_path: Path, genai: Path, tiny_bundle: Path, faults: dict[str, Any], error: type[EdgeError], fault: str
 ) -> None:
-    with Phone(tmp_path / "phone", **faults) as phone, pytest.raises(error, match=fault):
+    with Phone(tmp_path / "phone", **faults) as phone, pytest.raises(error, match=fault) as caught:
         bench(phone, genai, [tiny_bundle])
+    if isinstance(caught.value, HostError):
+        assert caught.value.facts is not None
+        assert caught.value.facts.model == "Edge Phone 1"
+
+
+@needs_adb
+def test_doctor_looks_at_it_without_a_binary(phone: Phone) -> None:
+    looked = adb.look(Target("pixel", f"adb://{phone.address}"))
+    assert (looked.facts.model, looked.python) == ("Edge Phone 1", None)
+    assert looked.facts.android is not None
+    assert looked.facts.android["ro.build.version.release"] == "15"
 
 
 @needs_adb
