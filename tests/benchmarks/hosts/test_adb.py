@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from tests import adb_device
 from tests.adb_device import PROPERTIES, Phone
 
 needs_adb = pytest.mark.skipif(shutil.which("adb") is None, reason="there is no adb: apt install adb")
+ROOT = Path(__file__).parents[3]
 SHORT = Settings(threads=(2,), prompts=(4, 8), depths=(0, 8), decode=3, trials=1)
 
 # Times are of the arguments: a millisecond for each token of a prompt, and for each step one over the threads.
@@ -119,6 +123,27 @@ def test_the_whole_way(phone: Phone, genai: Path, tiny_bundle: Path, tmp_path: P
     assert len(run.moments) == 1 + 3  # before the first round and after each
     write(run, tmp_path / "run.json")
     assert read(tmp_path / "run.json") == run
+
+
+@needs_adb
+def test_by_the_command_line(phone: Phone, genai: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "hosts.toml").write_text(
+        f'[hosts.pixel]\nurl = "adb://{phone.address}"\nbinary = "{genai}"\ntimeout = 60\n', encoding="utf-8"
+    )
+    command = ["bench", str(tiny_bundle), "--host", "pixel", "--prompt", "4", "--depth", "0", "--decode", "3", "--trials", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-m", "edgellm", *command, "--json", "run.json"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    run = read(tmp_path / "run.json")
+    assert (run.host, run.machine.model) == ("pixel", "Edge Phone 1")
+    assert figures(run)
 
 
 @needs_adb
