@@ -191,7 +191,7 @@ class Measuring:
         complete = self.go(rows)
         if len(self.failed) == len(rows):
             raise next(iter(self.failed.values()))
-        shown = " ".join(self.line(rows[0], _length(rows[0].cases[0])))
+        shown = " ".join(self.line(rows[0], _length(rows[0].cases[0]))).replace(f"{self.tools}/", "")
         run = Run(
             started=started,
             command=command,
@@ -249,7 +249,7 @@ class Measuring:
             threads=threads,
             digest=digest,
             size=sum(file.stat().st_size for file in packed) or weight_bytes(bundle, graph),
-            versions={"edgellm": __version__, self.wish.binary.name: f"sha256 {sha256_file(self.wish.binary)}"},
+            versions={"edgellm": __version__, self.wish.binary.name: f"sha256 {sha256_file(self.wish.binary)[:16]}"},
         )
         return Row(lane, files, f"{FOLDER}/{digest}", cases)
 

@@ -25,12 +25,13 @@ PEAK = re.compile(r"^Peak working set size(?: \(bytes\))?: (\d+)", re.MULTILINE)
 
 
 def files(bundle: Bundle, folder: Path, threads: int) -> dict[str, Path]:
-    """The bundle but for its other graphs; its settings say how many threads, for which there is no option."""
+    """The bundle but for its other graphs. Its settings say how many threads and that it is greedy: there are no options for it."""
     if CONFIG not in bundle.files:
         raise BundleError(f"the bundle has no {CONFIG}", where=bundle.path, fix="convert it with '--target onnx --kv fp32'")
     others = {name for key, graph in bundle.graphs.items() if key != RUNTIME for name in bundle.files_of(graph)}
     config = json.loads(bundle.file(CONFIG).read_text(encoding="utf-8"))
     config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+    config["search"]["do_sample"] = False
     made = folder / CONFIG
     made.write_text(json.dumps(config), encoding="utf-8")
     return {name: bundle.file(name) for name in bundle.files if name not in others} | {CONFIG: made}
