@@ -25,7 +25,7 @@ PEAK = re.compile(r"^Peak working set size(?: \(bytes\))?: (\d+)", re.MULTILINE)
 
 
 def files(bundle: Bundle, folder: Path, threads: int) -> dict[str, Path]:
-    """The bundle but for its other graphs. Its settings say how many threads and that it is greedy: there are no options for it."""
+    """The bundle but for its other graphs. How many threads, and that it is greedy, its settings say: no option does."""
     if CONFIG not in bundle.files:
         raise BundleError(f"the bundle has no {CONFIG}", where=bundle.path, fix="convert it with '--target onnx --kv fp32'")
     others = {name for key, graph in bundle.graphs.items() if key != RUNTIME for name in bundle.files_of(graph)}
