@@ -91,9 +91,14 @@ class Device:
         """What a command of the device's shell says.
 
         Raises:
-            InferenceError: the device went away.
-            subprocess.TimeoutExpired: it took longer.
+            InferenceError: the device went away, or took longer.
         """
+        try:
+            return self._shell(command, seconds)
+        except subprocess.TimeoutExpired as error:
+            raise InferenceError(f"no answer within {seconds:g} s", where=self.name, fix="restart it, and try again") from error
+
+    def _shell(self, command: str, seconds: float) -> Answer:
         done = self._call("shell", f"({command}) 2>&1; printf '\\n%s %s\\n' {END} $?", seconds=seconds)
         output, found, code = done.stdout.replace("\r\n", "\n").rpartition(f"\n{END} ")
         if not found or not code.strip().isdigit():
@@ -160,7 +165,7 @@ class Device:
         exports = "".join(f"export {key}={shlex.quote(value)} && " for key, value in (environment or {}).items())
         command = f"cd {shlex.quote(folder)} && echo $$ >{PID} && {exports}exec {shlex.join(arguments)} </dev/null"
         try:
-            answer = self.shell(f"sh -c {shlex.quote(command)}", seconds=seconds)
+            answer = self._shell(f"sh -c {shlex.quote(command)}", seconds)
         except subprocess.TimeoutExpired as error:
             self._end(folder)
             fix = "ask for less, or give the target a longer 'timeout'"
@@ -175,7 +180,7 @@ class Device:
     def _end(self, folder: str) -> None:
         try:
             self.shell(f"kill -9 $(cat {_at(folder, PID)})", seconds=ANSWER)
-        except (EdgeError, subprocess.TimeoutExpired):  # a device that is gone runs nothing of ours for long
+        except EdgeError:  # a device that is gone runs nothing of ours for long
             return
 
     def _send(self, file: Path, folder: str, name: str) -> None:
@@ -198,10 +203,7 @@ class Device:
         """sha256 of those files that are there."""
         each = " ".join(shlex.quote(name) for name in names)
         command = f'cd {shlex.quote(folder)} && for f in {each}; do [ ! -f "$f" ] || sha256sum "$f" || exit 1; done'
-        try:
-            answer = self.shell(command, seconds=HOUR)
-        except subprocess.TimeoutExpired as error:
-            raise InferenceError("it did not hash its files within an hour", where=self.name) from error
+        answer = self.shell(command, seconds=HOUR)
         if answer.code != 0:
             raise ResourceError(f"it hashes no files: {_line(answer.output)}", where=self.name, fix="Android 8 or later can")
         found = re.findall(r"^([0-9a-f]{64}) [ *](.+)$", answer.output, re.MULTILINE)

@@ -52,6 +52,12 @@ def test_what_a_command_says_and_how_it_ends(phone: Phone) -> None:
     assert device.shell("true") == adb_client.Answer("", 0)
 
 
+def test_a_command_that_takes_too_long(phone: Phone) -> None:
+    device = adb_client.find(phone.address)
+    with pytest.raises(InferenceError, match=r"no answer within 1 s; restart it"):
+        device.shell("sleep 30", seconds=1)
+
+
 def test_files_arrive_as_they_are(phone: Phone, tmp_path: Path) -> None:
     device = adb_client.find(phone.address)
     large = written(tmp_path / "large", os.urandom(1_000_003))
