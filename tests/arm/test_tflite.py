@@ -75,6 +75,9 @@ def test_little_is_imported(there: tuple[str, Run]) -> None:
 def test_on_a_raspberry_pi_4_it_is_refused(here: Asked, make_board: Callable[[str, str], Board]) -> None:
     """Where the package's library would say "compiled with lse enabled" and end the process with SIGILL."""
     board = make_board("cortex-a72", "tflite")
+    code = "import sys; from edgellm.bundle import Bundle; from edgellm.runtimes import adapters; "
+    done = board.run("-c", code + "print(adapters.installed(Bundle.open(sys.argv[1])))", here.jobs["fp32"].bundle)
+    assert done.stdout == "{}\n", done.stderr  # so a bundle with two graphs is loaded with the other one
     done = board.run("-m", "edgellm", "run", here.jobs["fp32"].bundle, "Hi")
     assert (done.returncode, done.stdout) == (1, "")
     what = "ai-edge-litert needs ARMv8.1, and this processor has not its atomic instructions"
