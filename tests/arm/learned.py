@@ -26,7 +26,8 @@ def write(folder: Path) -> Path:
     """The model of `tests.tiny_folder`, trained on TEXT."""
     tiny_folder.write(folder)
     model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    ids = torch.tensor([encode(folder, TEXT)])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ids = torch.tensor([tokenizer.encode(TEXT, add_special_tokens=False).ids])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(STEPS):
         loss = model(input_ids=ids, labels=ids).loss
@@ -37,9 +38,3 @@ def write(folder: Path) -> Path:
         optimizer.step()
     model.save_pretrained(folder)
     return folder
-
-
-def encode(folder: Path, text: str) -> list[int]:
-    """Tokens of a text, by the tokenizer of a source or a bundle."""
-    found: list[int] = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    return found
