@@ -9,6 +9,7 @@ import shlex
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,6 +29,7 @@ END = 10.0  # seconds to end in
 SPARE = 32_000_000  # bytes that stay free on a board: its system wants some
 SOURCE = Path(__file__).with_name("board.py")
 START = "import sys; exec(sys.stdin.buffer.read(int(sys.stdin.buffer.readline())))"
+MEMORY = "the kernel ended a process for want of memory meanwhile"
 PACKAGES = ("numpy", "tokenizers", "Jinja2", *wheels.PACKAGES.values())
 
 
@@ -183,6 +185,7 @@ class Agent:
         progress("starting")
         await self._write(json.dumps({"do": "run", "job": as_json(job), "wheels": packages}).encode() + b"\n")
         refused: dict[str, Any] = {}
+        notes: tuple[str, ...] = ()
         worked, seen = 0.0, time.monotonic()
         while True:
             try:
@@ -198,16 +201,19 @@ class Agent:
                 refused = said
             elif "ended" in said:
                 self._check(said, refused)
+                notes = (MEMORY,) if said["memory"] else ()
             elif "run" in said:
-                return self._run(await self.process.stdout.readexactly(said["run"]))
+                run = self._run(await self.process.stdout.readexactly(said["run"]))
+                return replace(run, notes=(*run.notes, *notes))
 
     def _check(self, said: dict[str, Any], refused: dict[str, Any]) -> None:
         status = int(said["ended"])
-        memory = "; the kernel ended a process for want of memory meanwhile" if said["memory"] else ""
+        memory = f"; {MEMORY}" if said["memory"] else ""
         free = "free memory, or measure a smaller bundle" if said["memory"] else "measure again"
         if refused:
             place = f"{refused['where']}: " if refused["where"] else ""
-            raise HostError(f"{place}{refused['refused']}{memory}", where=self.name, fix=refused["fix"])
+            fix = free if said["memory"] else refused["fix"]
+            raise HostError(f"{place}{refused['refused']}{memory}", where=self.name, fix=fix)
         if status < 0:
             raise HostError(f"killed (signal {-status}) during {self.doing}{memory}", where=self.name, fix=free)
         if status:

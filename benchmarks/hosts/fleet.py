@@ -177,10 +177,10 @@ def table(rows: Sequence[Row]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=None, pad_edge=False)
+    made = Table(box=None, pad_edge=False, expand=True)
     made.add_column("host", no_wrap=True)
-    made.add_column("for", justify="right", no_wrap=True)
-    made.add_column("what", overflow="ellipsis", no_wrap=True)
+    made.add_column("for", justify="right", no_wrap=True, min_width=len("1,000 s"))
+    made.add_column("what", overflow="ellipsis", no_wrap=True, ratio=1)  # a long error takes no room from the others
     for row in rows:
         seconds = time.monotonic() - row.started if row.seconds is None else row.seconds
         style = "red" if row.failed else "green" if row.run else ""

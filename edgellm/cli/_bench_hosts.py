@@ -105,10 +105,16 @@ def _here(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings
 
 
 def _show(run: Run) -> None:
+    """Its table, where it has figures; of one that failed the reason is said at the end."""
     from rich.console import Console
 
+    from edgellm.benchmarks.hosts import fleet
+
     click.echo(f"\n{plain(run.host or HERE)}")
-    if any(lane.failed is None for lane in run.lanes) and run.machine.emulated is None:
+    if fleet.failed(run) is not None:
+        click.echo("no result")
+        return
+    if run.machine.emulated is None:
         Console().print(table(run))
     for line in [*remarks(run), packages(run)]:
         click.echo(plain(line))

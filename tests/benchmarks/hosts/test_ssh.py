@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -151,6 +152,41 @@ def test_a_board_that_is_killed(board: Board, bundle: Bundle, word: str, number:
     assert caught.value.facts.architecture == os.uname().machine
     assert str(caught.value).count("\n") == 0
     assert sshd.gone(board), "nobody measures for nobody"
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Callable[[int], str]]:
+    """A shell command that puts what follows into a control group with so many bytes."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    own = (first if first.is_dir() else second) / f"edgellm-test-{os.getpid()}"
+    limit = own / ("memory.limit_in_bytes" if first.is_dir() else "memory.max")
+    try:
+        own.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group of our own: {error}")
+    if not limit.exists():
+        own.rmdir()
+        pytest.skip("control groups do not limit memory here")
+
+    def command(size: int) -> str:
+        limit.write_text(str(size), encoding="ascii")
+        return f"echo $$ > {own / 'cgroup.procs'}"
+
+    yield command
+    for _ in range(100):
+        if not (own / "cgroup.procs").read_text(encoding="ascii").strip():
+            break
+        time.sleep(0.1)
+    own.rmdir()
+
+
+@pytest.mark.slow
+def test_a_board_that_runs_out_of_memory(board: Board, bundle: Bundle, memory_group: Callable[[int], str]) -> None:
+    board.gate(memory_group(64_000_000))
+    with pytest.raises(HostError, match="board: .*; the kernel ended a process for want of memory") as caught:
+        bench(board.target(), bundle)
+    assert str(caught.value).endswith("free memory, or measure a smaller bundle")
+    assert sshd.gone(board)
 
 
 @pytest.mark.slow
