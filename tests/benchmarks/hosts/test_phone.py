@@ -171,7 +171,7 @@ def test_wasm_says_what_this_machine_says(
     if (runtime, quant) != (
         "onnx",
         "int4",
-    ):  # there kernels round activations to eight bits their own way: a close one may turn
+    ):  # kernels round activations to 8 bits their own way
         assert [note for note in run.notes if "are not those" in note] == []
     assert run.host == "a kitchen phone"
     assert run.machine.python.startswith("none: HeadlessChrome") or run.machine.python.startswith("none: Chrome")
