@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.benchmarks.result import Case
 from edgellm.bundle import Bundle, Graph, KVLayout
 from edgellm.errors import BundleError
 from edgellm.runtimes import tflite_file
@@ -124,13 +123,10 @@ def _places(file: _File, signature: int, subgraphs: Sequence[int], axes: dict[st
                 yield first + 4 * wanted[name]
 
 
-def sizes(
-    bundle: Bundle, graph: Graph, prompt: Sequence[int], golden: Sequence[int], cases: Sequence[Case]
-) -> list[dict[str, Any]]:
-    """The size that each case needs, or without cases the check of its tokens, as the page is told it."""
+def sizes(bundle: Bundle, graph: Graph, needs: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+    """The size that each of some prompts needs with so many steps behind it, as the page is told it."""
     found = layout(bundle, graph)
     step = max(STEPS[kv.dtype] for kv in graph.kv)
-    needs = [(max(1, case.prompt, case.depth), case.steps) for case in cases] or [(len(prompt), len(golden))]
     told = []
     for tokens, steps in needs:
         slots = -(-max(filled(tokens, found.chunks), tokens + steps) // step) * step

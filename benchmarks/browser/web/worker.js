@@ -357,27 +357,33 @@
     const start = performance.now();
     const files = /* @__PURE__ */ new Map();
     for (const file of job.files) files.set(file.name, await load(base, file, tell));
-    let size = job.sizes[0];
-    let engine = await open3(files, size);
+    const [first] = job.sizes;
+    const opened = { engine: await open3(files, first), slots: first?.slots };
     say({ kind: "loaded", seconds: seconds(start), imported });
-    if (job.task === "check") {
+    const resize = async (size) => {
+      if (size === void 0 || size.slots === opened.slots) return false;
+      await opened.engine.close();
+      [opened.engine, opened.slots] = [await open3(files, size), size.slots];
+      return true;
+    };
+    if (job.checks.length > 0) {
       tell("its tokens");
-      say({ kind: "rows", rows: await check(engine, job) });
+      const rows = [];
+      for (const index of ordered(job.checks.length, job.sizes)) {
+        await resize(job.sizes[index]);
+        rows[index] = await check(opened.engine, job.text, job.checks[index]);
+      }
+      say({ kind: "rows", rows: rows.flat() });
     }
     let warm = false;
-    for (const [index, each] of ordered(job)) {
-      const wanted = job.sizes[index];
-      if (wanted !== void 0 && wanted.slots !== size?.slots) {
-        await engine.close();
-        [size, warm] = [wanted, false];
-        engine = await open3(files, size);
-      }
-      if (!warm) await time(engine, job, each);
+    for (const index of ordered(job.cases.length, job.sizes)) {
+      const each = job.cases[index];
+      if (await resize(job.sizes[index]) || !warm) await time(opened.engine, job, each);
       warm = true;
       tell(nameOf(each));
-      say({ kind: "sample", case: index, ...await time(engine, job, each) });
+      say({ kind: "sample", case: index, ...await time(opened.engine, job, each) });
     }
-    await engine.close();
+    await opened.engine.close();
   }
   async function withOnnx(base, job) {
     const ort = await bring2(base, job);
@@ -387,29 +393,27 @@
     const liteRt = await bring(base, job);
     return (files, size) => open(liteRt, job, files, size);
   }
-  function ordered(job) {
-    const entries = [...job.cases.entries()];
-    const first = /* @__PURE__ */ new Map();
-    for (const [index] of entries) {
-      const slots = job.sizes[index]?.slots ?? 0;
-      if (!first.has(slots)) first.set(slots, index);
-    }
-    const rank = (index) => first.get(job.sizes[index]?.slots ?? 0) ?? 0;
-    return entries.sort(([a], [b]) => rank(a) - rank(b) || a - b);
+  function ordered(count2, sizes) {
+    const slots = Array.from({ length: count2 }, (_, index) => sizes[index]?.slots ?? 0);
+    const numbers = [...slots.keys()];
+    return numbers.sort((a, b) => slots.indexOf(slots[a]) - slots.indexOf(slots[b]) || a - b);
   }
-  async function check(engine, job) {
+  async function check(engine, text, wanted) {
     const rows = [];
     engine.reset();
-    let logits = await engine.append(job.prompt);
-    for (const token of job.golden) {
-      const sorted = logits.slice().sort();
+    let next = text.slice(0, wanted.prompt);
+    for (const token of wanted.tokens) {
+      const logits = await engine.append(next);
       const best = likeliest(logits);
-      const half = sorted.length >> 1;
-      const middle = sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
-      rows.push({ token: best, best: logits[best], given: logits[token], middle });
-      logits = await engine.append([token]);
+      rows.push({ token: best, best: logits[best], given: logits[token], middle: median(logits) });
+      next = [token];
     }
     return rows;
+  }
+  function median(values) {
+    const sorted = values.slice().sort();
+    const half = sorted.length >> 1;
+    return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
   }
   async function time(engine, job, each) {
     const text = job.text.slice(0, Math.max(1, each.prompt, each.depth));

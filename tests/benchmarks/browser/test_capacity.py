@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from edgellm.benchmarks.browser import capacity
-from edgellm.benchmarks.result import Case
 from edgellm.bundle import Bundle
 from edgellm.runtimes import open_runtime
 from edgellm.runtimes.tflite_common import mask, masks
@@ -54,8 +53,7 @@ def greedy(file: Path, slots: int, prompt: list[int], steps: int) -> list[int]:
 def test_the_tokens_are_the_same_at_another_size(bundle: Bundle, tmp_path: Path) -> None:
     graph = bundle.graphs["tflite"]
     prompt, steps = [5 + index % 200 for index in range(150)], 20
-    case = Case("decode", depth=len(prompt), steps=steps)
-    (size,) = capacity.sizes(bundle, graph, (), (), [case])
+    (size,) = capacity.sizes(bundle, graph, [(len(prompt), steps)])
     assert len(prompt) + steps <= size["slots"] <= 384
     assert size["slots"] % 64 == 0
     content = bytearray(bundle.file(graph.file).read_bytes())
@@ -74,13 +72,10 @@ def test_the_tokens_are_the_same_at_another_size(bundle: Bundle, tmp_path: Path)
 
 
 def test_each_case_has_the_size_that_it_needs(bundle: Bundle) -> None:
-    cases = [Case("decode", depth=0, steps=32), Case("prefill", 200), Case("decode", depth=1024, steps=32)]
-    sizes = capacity.sizes(bundle, bundle.graphs["tflite"], (1,) * 32, (1,) * 32, cases)
+    sizes = capacity.sizes(bundle, bundle.graphs["tflite"], [(1, 32), (200, 0), (1024, 32)])
     slots = [size["slots"] for size in sizes]
     assert slots == sorted(slots)
     assert slots[0] <= 128 < slots[1] < slots[2] <= 1280
-    (check,) = capacity.sizes(bundle, bundle.graphs["tflite"], (1,) * 32, (1,) * 32, [])
-    assert check["slots"] <= 128
 
 
 @pytest.mark.parametrize(

@@ -5,35 +5,30 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from edgellm.benchmarks.browser import libraries
+from edgellm.errors import RuntimeUnavailable
 
 BUILT = ("page.js", "worker.js")
 SOURCES = ("package.json", "package-lock.json", "tsconfig.json", "build.mjs", "src")
 
 
-def run(command: list[str], folder: Path) -> None:
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
 @pytest.mark.slow
 def test_it_is_built_of_its_sources(tmp_path: Path) -> None:
-    npm = shutil.which("npm")
-    if npm is None:
-        pytest.skip("there is no npm")
     for name in SOURCES:
         source = libraries.WEB / name
         shutil.copytree(source, tmp_path / name) if source.is_dir() else shutil.copyfile(source, tmp_path / name)
-    done = subprocess.run([npm, "ci", "--no-audit", "--no-fund"], cwd=tmp_path, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"npm cannot bring the compiler: {done.stderr.strip().splitlines()[:1]}")
-    run([npm, "run", "check"], tmp_path)
-    run([npm, "run", "build", "--", "made"], tmp_path)
+    try:
+        said = libraries.npm(tmp_path, "ci", "--no-audit", "--no-fund")
+    except RuntimeUnavailable as error:
+        pytest.skip(str(error))
+    if said:
+        pytest.skip(f"npm cannot bring the compiler: {said.strip().splitlines()[0]}")
+    assert libraries.npm(tmp_path, "run", "check") == ""
+    assert libraries.npm(tmp_path, "run", "build", "--", "made") == ""
     for name in BUILT:
         made, there = (tmp_path / "made" / name).read_text("utf-8"), (libraries.WEB / name).read_text("utf-8")
         assert made == there, f"{name} is old: npm run build"

@@ -127,7 +127,7 @@ def begun(page: Any, url: str, name: str = "a kitchen phone") -> Any:
 def tokens_here(bundle: Bundle, runtime: str, depth: int, steps: int) -> tuple[int, ...]:
     """What this machine's runtime finds, step by step."""
     ids = [int(each) for each in np.resize(np.asarray(native.text_ids(bundle)), max(1, depth))]
-    opened = open_runtime(bundle, name=runtime, threads=1, max_context=512)
+    opened = open_runtime(bundle, name=runtime, threads=1, max_context=min(512, bundle.spec.max_context))
     try:
         session = opened.session()
         found = [int(np.argmax(session.prefill(ids)))]
@@ -139,11 +139,18 @@ def tokens_here(bundle: Bundle, runtime: str, depth: int, steps: int) -> tuple[i
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", ["onnx", "tflite"])
+@pytest.mark.parametrize(("runtime", "quant"), [("onnx", "fp32"), ("onnx", "int4"), ("tflite", "int4")])
 def test_wasm_says_what_this_machine_says(
-    launch: Callable[..., Any], both: Bundle, runtime: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    launch: Callable[..., Any],
+    both: Bundle,
+    tiny_bundle: Path,
+    runtime: str,
+    quant: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
-    benching = Benching(both, (runtime,), SMALL, "phone://127.0.0.1:0")
+    bundle = both if quant == "int4" else Bundle.open(tiny_bundle)
+    benching = Benching(bundle, (runtime,), SMALL, "phone://127.0.0.1:0")
     page = launch().new_page()
     said: list[str] = []
     page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
@@ -161,13 +168,17 @@ def test_wasm_says_what_this_machine_says(
         {"onnx": "onnxruntime-web", "tflite": "litert.js"}[runtime],
     )
     assert lane.agreement == 1.0
-    assert [note for note in run.notes if "are not those" in note] == []
+    if (runtime, quant) != (
+        "onnx",
+        "int4",
+    ):  # kernels round activations to 8 bits their own way
+        assert [note for note in run.notes if "are not those" in note] == []
     assert run.host == "a kitchen phone"
     assert run.machine.python.startswith("none: HeadlessChrome") or run.machine.python.startswith("none: Chrome")
     assert run.complete
     for depth in SMALL.depths:
         found = {each.tokens for each in run.samples if (each.case.kind, each.case.depth) == ("decode", depth)}
-        assert found == {tokens_here(both, runtime, depth, SMALL.decode)}
+        assert found == {tokens_here(bundle, runtime, depth, SMALL.decode)}
     kinds = {(each.case.name, each.round) for each in run.samples if each.lane == lane.id}
     cases = (
         *("load", "prefill 24", "prefill 200", "decode after 0", "decode after 90"),
@@ -182,27 +193,49 @@ def test_wasm_says_what_this_machine_says(
     assert dataclasses.replace(read(tmp_path / "run.json"), lanes=run.lanes) == run
 
 
-@pytest.mark.slow
-def test_webgpu_on_a_software_adapter_is_right_and_has_no_speeds(
-    launch: Callable[..., Any], tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In float32: in four bits this machine rounds activations to eight, and WebGPU does not."""
+def on_software_gpu(bundle: Bundle, launch: Callable[..., Any], capsys: pytest.CaptureFixture[str]) -> Run:
     settings = Settings(threads=(1,), prompts=(16,), depths=(0,), decode=4, trials=1)
-    browser, bundle = launch(*SOFTWARE_GPU), Bundle.open(tiny_bundle)
     benching = Benching(bundle, ("onnx",), settings, "phone://127.0.0.1:0")
-    page = browser.new_page()
+    page = launch(*SOFTWARE_GPU).new_page()
     page.goto(benching.url(capsys))
     if not page.evaluate("async () => !!(navigator.gpu && await navigator.gpu.requestAdapter())"):
         pytest.skip("this Chromium offers no software adapter for WebGPU")
-    run = benching.run(begun(page, page.url))
+    return benching.run(begun(page, page.url))
+
+
+@pytest.mark.slow
+def test_webgpu_on_a_software_adapter_is_right_and_has_no_speeds(
+    launch: Callable[..., Any], tiny_source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a context of 30: longer prompts take a kernel that is wrong there, see below."""
+    from edgellm.conversion import convert
+
+    bundle = convert(tiny_source, tmp_path / "short", quant="int4", max_context=30)
+    run = on_software_gpu(bundle, launch, capsys)
     (lane,) = [each for each in run.lanes if each.device.startswith("WebGPU")]
     assert (lane.failed, lane.agreement) == (None, 1.0)
-    assert {each.tokens for each in run.samples if each.lane == lane.id and each.case.kind == "decode"} == {
-        tokens_here(bundle, "onnx", 0, 4)
-    }
     assert any("software plays the GPU" in doubt for doubt in lane.doubts)
+    assert [each for each in run.samples if each.lane == lane.id]
     assert [each for each in figures(run) if each.lane == lane.id] == []
     assert [each for each in figures(run) if each.lane != lane.id]
+
+
+@pytest.mark.slow
+def test_a_prompt_that_a_kernel_gets_wrong_is_a_failed_lane(
+    launch: Callable[..., Any], tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """onnxruntime-web 1.30.0 takes another kernel for attention from 32 tokens on, which is wrong on SwiftShader.
+
+    Most of the steps behind such a prompt are right, so that they alone would not tell. Where it is mended, so is the lane.
+    """
+    run = on_software_gpu(Bundle.open(tiny_bundle), launch, capsys)
+    for lane in run.lanes:
+        wrong = lane.agreement != 1.0
+        assert (lane.failed is not None) == wrong, lane
+        if wrong:
+            assert lane.device.startswith("WebGPU")
+            assert re.search(r"its output is wrong: \d+% of the tokens that onnx finds here are likely to it", str(lane.failed))
+            assert not [each for each in run.samples if each.lane == lane.id]
 
 
 @pytest.mark.slow

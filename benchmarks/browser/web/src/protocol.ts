@@ -24,6 +24,12 @@ export interface Case {
   readonly state: "warm" | "cached";
 }
 
+/** Tokens that the other side finds behind the first `prompt` ones of the text. */
+export interface Check {
+  readonly prompt: number;
+  readonly tokens: readonly number[];
+}
+
 /** Slots of a .tflite file's cache, and the bytes at which it says how many. */
 export interface Size {
   readonly slots: number;
@@ -32,7 +38,6 @@ export interface Size {
 
 export interface Job {
   readonly number: number;
-  readonly task: "check" | "round";
   readonly lane: string;
   readonly library: "onnxruntime-web" | "litert.js";
   readonly device: "wasm" | "webgpu";
@@ -43,10 +48,9 @@ export interface Job {
   readonly chunk: number;
   readonly tail: number;
   readonly text: readonly number[];
-  readonly prompt: readonly number[];
-  readonly golden: readonly number[];
+  readonly checks: readonly Check[];
   readonly cases: readonly Case[];
-  /** One for each case, or for the check alone; empty where the cache grows by itself. */
+  /** One for each check or case; empty where the cache grows by itself. */
   readonly sizes: readonly Size[];
 }
 

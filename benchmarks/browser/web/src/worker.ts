@@ -3,7 +3,7 @@ import { likeliest, type Engine } from "./engine";
 import { load } from "./files";
 import * as litert from "./litert";
 import * as onnx from "./onnx";
-import type { Case, Job, Row, Size, Word } from "./protocol";
+import type { Case, Check, Job, Row, Size, Word } from "./protocol";
 
 function say(word: Word): void {
   self.postMessage(word);
@@ -21,27 +21,34 @@ async function work(base: URL, job: Job): Promise<void> {
   const start = performance.now();
   const files = new Map<string, Uint8Array>();
   for (const file of job.files) files.set(file.name, await load(base, file, tell));
-  let size = job.sizes[0];
-  let engine = await open(files, size);
+  const [first] = job.sizes;
+  const opened = { engine: await open(files, first), slots: first?.slots };
   say({ kind: "loaded", seconds: seconds(start), imported });
-  if (job.task === "check") {
+  /** The engine with the room that is wanted; true where it is a new one. */
+  const resize = async (size: Size | undefined): Promise<boolean> => {
+    if (size === undefined || size.slots === opened.slots) return false;
+    await opened.engine.close();
+    [opened.engine, opened.slots] = [await open(files, size), size.slots];
+    return true;
+  };
+  if (job.checks.length > 0) {
     tell("its tokens");
-    say({ kind: "rows", rows: await check(engine, job) });
+    const rows: Row[][] = [];
+    for (const index of ordered(job.checks.length, job.sizes)) {
+      await resize(job.sizes[index]);
+      rows[index] = await check(opened.engine, job.text, job.checks[index]!);
+    }
+    say({ kind: "rows", rows: rows.flat() });
   }
   let warm = false;
-  for (const [index, each] of ordered(job)) {
-    const wanted = job.sizes[index];
-    if (wanted !== undefined && wanted.slots !== size?.slots) {
-      await engine.close();
-      [size, warm] = [wanted, false];
-      engine = await open(files, size);
-    }
-    if (!warm) await time(engine, job, each); // what only a first call pays
+  for (const index of ordered(job.cases.length, job.sizes)) {
+    const each = job.cases[index]!;
+    if ((await resize(job.sizes[index])) || !warm) await time(opened.engine, job, each); // what only a first call pays
     warm = true;
     tell(nameOf(each));
-    say({ kind: "sample", case: index, ...(await time(engine, job, each)) });
+    say({ kind: "sample", case: index, ...(await time(opened.engine, job, each)) });
   }
-  await engine.close();
+  await opened.engine.close();
 }
 
 type Open = (files: ReadonlyMap<string, Uint8Array>, size: Size | undefined) => Promise<Engine>;
@@ -56,32 +63,31 @@ async function withLitert(base: URL, job: Job): Promise<Open> {
   return (files, size) => litert.open(liteRt, job, files, size);
 }
 
-/** Cases in the order in which they were given, but those of one size one after the other. */
-function ordered(job: Job): [number, Case][] {
-  const entries = [...job.cases.entries()];
-  const first = new Map<number, number>();
-  for (const [index] of entries) {
-    const slots = job.sizes[index]?.slots ?? 0;
-    if (!first.has(slots)) first.set(slots, index);
-  }
-  const rank = (index: number): number => first.get(job.sizes[index]?.slots ?? 0) ?? 0;
-  return entries.sort(([a], [b]) => rank(a) - rank(b) || a - b);
+/** Numbers in their order, but those of one size one after the other. */
+function ordered(count: number, sizes: readonly Size[]): number[] {
+  const slots = Array.from({ length: count }, (_, index) => sizes[index]?.slots ?? 0);
+  const numbers = [...slots.keys()];
+  return numbers.sort((a, b) => slots.indexOf(slots[a]!) - slots.indexOf(slots[b]!) || a - b);
 }
 
-/** What this browser finds at each token of the text that the other side wrote. */
-async function check(engine: Engine, job: Job): Promise<Row[]> {
+/** What this browser finds at each token that the other side wrote behind a prompt. */
+async function check(engine: Engine, text: readonly number[], wanted: Check): Promise<Row[]> {
   const rows: Row[] = [];
   engine.reset();
-  let logits = await engine.append(job.prompt);
-  for (const token of job.golden) {
-    const sorted = logits.slice().sort();
+  let next = text.slice(0, wanted.prompt);
+  for (const token of wanted.tokens) {
+    const logits = await engine.append(next);
     const best = likeliest(logits);
-    const half = sorted.length >> 1;
-    const middle = sorted.length % 2 ? sorted[half]! : (sorted[half - 1]! + sorted[half]!) / 2;
-    rows.push({ token: best, best: logits[best]!, given: logits[token]!, middle });
-    logits = await engine.append([token]);
+    rows.push({ token: best, best: logits[best]!, given: logits[token]!, middle: median(logits) });
+    next = [token];
   }
   return rows;
+}
+
+function median(values: Float32Array): number {
+  const sorted = values.slice().sort();
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half]! : (sorted[half - 1]! + sorted[half]!) / 2;
 }
 
 interface Timed {
