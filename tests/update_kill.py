@@ -89,7 +89,8 @@ def main() -> None:
         state = "before" if found == before else "after" if found == after else "neither"
         if not rolls or (state == "before" and (place / "bundle.previous").exists()):
             act()
-        ended = content(bundle) == after
+        previous = place / "bundle.previous"
+        ended = content(bundle) == after and (not previous.exists() or content(previous) == before)
         left = sorted(entry.name for entry in place.iterdir())
         found_all = {"point": point, "there": there, "state": state, "ended": ended, "left": left}
         sys.stdout.write(json.dumps(found_all) + "\n")
