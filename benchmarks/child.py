@@ -124,10 +124,15 @@ def work(asked: object) -> Iterator[Said]:
 
 
 def _looked_at(job: Job, opened: Opened) -> Iterator[Said]:
-    """What the lane says, of an engine that shows its logits."""
+    """What the lane says, of an engine that shows its logits.
+
+    One with a loop of its own takes other ways to its logits than to its tokens: those are checked where they are timed.
+    """
     if not isinstance(opened.engine, Engine):
         return
     if job.task == "check":
+        if isinstance(opened.engine, OwnLoop):
+            return
         yield {"case": "its tokens"}
         count = min(CHECKED, opened.context // 2)
         yield {"agreement": agreement(opened.engine, list(job.ids[:count]), count)}
@@ -142,15 +147,21 @@ def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[Said]:
     cases = Cases(opened.engine, job.ids, watch, _where(job), opened.chain(job.ids))
     wanted = [case for case in job.cases if case.state != "cached" or not isinstance(opened.engine, OwnLoop)]
     longest = max(wanted, key=lambda case: max(case.prompt, case.depth))
+    made: list[Sample] = []
     cases.run(longest)  # buffers grow to their size, and code is paged in: what only the first call of a process pays
     for case in random.Random(f"{job.seed} {job.lane.id} {job.round}").sample(wanted, len(wanted)):
         yield {"case": case.name}
         try:
-            yield _said(cases.run(case))
+            made.append(cases.run(case))
         except EdgeError as error:
             if case.kind != "chain":
                 raise
             yield {"note": f"{job.lane.id}: {case.name}: {error}"}  # its text has no way, and everything else is as it was
+        else:
+            yield _said(made[-1])
+    if job.round == 0 and isinstance(opened.engine, OwnLoop):  # once: that later rounds say the same is looked at elsewhere
+        yield {"case": "its tokens"}
+        yield {"agreement": cases.agreement(made)}
 
 
 def _cold(job: Job, watch: Watch) -> Iterator[Said]:

@@ -57,6 +57,7 @@ def load(
     runtime: str | None = None,
     threads: int | None = None,
     max_context: int | None = None,
+    require_signature: str | os.PathLike[str] | None = None,
 ) -> LLM:
     """Open a bundle and load its model.
 
@@ -67,10 +68,12 @@ def load(
             installed.
         threads: threads of a step; None takes what `edgellm tune` found, else what fits the machine.
         max_context: tokens that prompt and answer may have together; None takes what the bundle was made for.
+        require_signature: file of a public key, PEM: nothing but a bundle that its owner signed (`edgellm sign`) is loaded.
+            Every file is then hashed at every load, and `cryptography` has to be installed.
 
     Raises:
-        BundleError: no bundle there, a damaged one, or one of a later format.
-        RuntimeUnavailable: the runtime's package is missing.
+        BundleError: no bundle there, a damaged one, one of a later format, or one without that signature.
+        RuntimeUnavailable: the runtime's package is missing, or the one that checks signatures.
         ResourceError: too little memory.
         UsageError: an argument out of range.
     """
@@ -80,7 +83,13 @@ def load(
     from edgellm.tokenizer import Tokenizer
 
     bundle = Bundle.open(path)
-    bundle.ensure_verified()
+    if require_signature is None:
+        bundle.ensure_verified()
+    else:
+        from edgellm import signature
+
+        signature.check(bundle, require_signature)
+        bundle.verify()  # the stamp of an earlier time speaks of accidents only
     tokenizer = Tokenizer.open(bundle)
     return LLM(bundle, open_runtime(bundle, name=runtime, threads=threads, max_context=max_context), tokenizer)
 

@@ -28,6 +28,7 @@ from edgellm.card import PAGE, Card
 from edgellm.errors import BundleError
 from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
+from edgellm.swap import recover
 
 FORMAT = 1
 MANIFEST = "edgellm.json"
@@ -224,10 +225,13 @@ class Bundle(Manifest):
 
     def ensure_verified(self) -> None:
         """`verify()` once per machine and state of the files; a stamp in the user's cache remembers it."""
+        if not (cache_dir() / "verified" / self._state_hash()).exists():
+            self.verify()
+            self.remember_verified()
+
+    def remember_verified(self) -> None:
+        """Leave the stamp for files that were just hashed."""
         stamp = cache_dir() / "verified" / self._state_hash()
-        if stamp.exists():
-            return
-        self.verify()
         try:
             stamp.parent.mkdir(parents=True, exist_ok=True)
             stamp.touch()
@@ -241,7 +245,7 @@ class Bundle(Manifest):
     def _check_files(self) -> None:
         for name, entry in self.files.items():
             where = self.path / name
-            _check_name(self.path, name)
+            check_name(name, self.path / MANIFEST)
             try:
                 if not where.resolve().is_relative_to(self.path.resolve()):
                     raise BundleError("the file lies outside the bundle", where=where, fix="convert the model again")
@@ -345,6 +349,8 @@ def cache_dir() -> Path:
 def _read_manifest(folder: Path) -> dict[str, Any]:
     where = folder / MANIFEST
     if not exists(folder):
+        recover(folder)
+    if not exists(folder):
         raise BundleError("no such folder", where=folder, fix="check the path, or make a bundle with 'edgellm convert'")
     try:
         if not where.is_file():
@@ -407,7 +413,8 @@ def _check_kv(name: str, graph: Graph) -> None:
         raise ValueError(f"'graphs.{name}.kv' gives two tensors one name")
 
 
-def _check_name(folder: Path, name: str) -> None:
+def check_name(name: str, where: Path) -> None:
+    """Refuse a file's name, read from `where`, that could lead out of the folder."""
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name or name != path.as_posix():
-        raise BundleError(f"'{name!r}' is not a plain relative path", where=folder / MANIFEST, fix="do not use this bundle")
+        raise BundleError(f"'{name!r}' is not a plain relative path", where=where, fix="do not use it")

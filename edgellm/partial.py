@@ -44,9 +44,8 @@ def make_partial(target: Path, option: str) -> Path:
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(f".{_escape_glob(target.name)}.partial-*"):
-            owner = re.fullmatch(r".*\.partial-(\d+)", left.name)
-            if owner and left not in IN_USE and not alive(int(owner[1])):
+        for left, owner in works_on(target):
+            if left not in IN_USE and not alive(owner):
                 shutil.rmtree(left, ignore_errors=True)
         partial.mkdir()
         IN_USE.add(partial)
@@ -55,6 +54,12 @@ def make_partial(target: Path, option: str) -> Path:
     except OSError as error:
         raise write_error(error, target, option) from error
     return partial
+
+
+def works_on(target: Path) -> list[tuple[Path, int]]:
+    """The partial folders beside a target, and the number of the process that made each."""
+    found = [(left, left.name.rpartition("-")[2]) for left in target.parent.glob(f".{_escape_glob(target.name)}.partial-*")]
+    return [(left, int(owner)) for left, owner in found if owner.isascii() and owner.isdigit()]
 
 
 def remove_partial(partial: Path) -> None:

@@ -31,6 +31,8 @@ EXTRAS = {
     "ai_edge_litert": "edgellm[tflite]",
     "tflite_runtime": "edgellm[tflite-runtime]",
     "litert_lm_builder": "edgellm[litertlm]",
+    "pyfastcdc": "edgellm[update]",
+    "model_signing": "edgellm[sign]",
     "asyncssh": "edgellm[ssh]",
 }
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 import edgellm
 from tests.arm import instructions
@@ -28,6 +29,12 @@ class Job:
     prompt: str
     steps: int
     ids: tuple[int, ...]
+
+    @classmethod
+    def of(cls, bundle: Path, runtime: str, text: str, prompt: str, steps: int) -> Job:
+        """Its ids are the text's in the bundle's vocabulary."""
+        ids = Tokenizer.from_file(str(bundle / "tokenizer.json")).encode(text, add_special_tokens=False).ids
+        return cls(str(bundle), runtime, prompt, steps, tuple(ids))
 
 
 @dataclass(frozen=True)
@@ -49,12 +56,14 @@ class Run:
 
     Attributes:
         instructions: of dot products and matrix products, by (extension, library); see `tests.arm.instructions`.
+        blocks: of code that the emulator said to have translated.
     """
 
     answers: dict[str, Answer]
     machine: str
     modules: frozenset[str]
     instructions: Counter[tuple[str, str]]
+    blocks: int
 
 
 def here(job: Job) -> Answer:
@@ -77,9 +86,9 @@ def ask(board: Board, jobs: Mapping[str, Job], folder: Path) -> Run:
     said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
     answers = [Answer(tokens, np.load(folder / f"{number}.npy")) for number, tokens in enumerate(said["tokens"])]
     with log.open(encoding="utf-8", errors="replace") as lines:
-        counted = instructions.found(lines, said["maps"])
+        counted, blocks = instructions.found(lines, said["maps"])
     log.unlink()
-    return Run(dict(zip(jobs, answers, strict=True)), said["machine"], frozenset(said["modules"]), counted)
+    return Run(dict(zip(jobs, answers, strict=True)), said["machine"], frozenset(said["modules"]), counted, blocks)
 
 
 def divergence(first: Logits, second: Logits) -> float:
@@ -96,8 +105,3 @@ def agreement(first: Logits, second: Logits) -> float:
 def _log_softmax(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     rows = rows - rows.max(axis=-1, keepdims=True)
     return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
-
-
-def ids(count: int, first: int, last: int) -> Sequence[int]:
-    """Some tokens of a vocabulary, the same ones every time."""
-    return tuple(np.random.default_rng(5).integers(first, last, count).tolist())

@@ -120,8 +120,11 @@ def make(folder: Path, kind: Kind, root: Path, packages: Sequence[Path]) -> Boar
     binary = next(file for file in sorted((root / "usr/bin").glob("python3.*")) if not file.is_symlink())
     site = folder / "lib" / binary.name / "site-packages"
     site.mkdir(parents=True)
-    (site / "board.pth").write_text("".join(f"{path}\n" for path in packages), encoding="utf-8")
-    (folder / "pyvenv.cfg").write_text("home = /usr/bin\ninclude-system-site-packages = true\n", encoding="ascii")
+    own = [path for path in (root / "usr/lib/python3/dist-packages",) if path.is_dir()]
+    (site / "board.pth").write_text("".join(f"{path}\n" for path in [*packages, *own]), encoding="utf-8")
+    # by its path on this machine: QEMU looks for some files (statx) there only
+    settings = f"home = {root / 'usr/bin'}\ninclude-system-site-packages = false\n"
+    (folder / "pyvenv.cfg").write_text(settings, encoding="utf-8")
     (folder / "bin").mkdir()
     python = folder / "bin/python3"
     emulator = shutil.which(kind.emulator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,15 +10,9 @@ import pytest
 
 from edgellm.conversion import convert
 from tests import wheels
-from tests.arm import board, roots, trimmed
-from tests.arm.asking import Job, ids
+from tests.arm import board, learned, roots, trimmed
+from tests.arm.asking import Job
 from tests.arm.board import Board
-
-PROMPT = "Once upon a time"
-TEXT = (
-    "The history of the printing press begins in China, where woodblock printing on paper was common by the year 900. "
-    "Movable type of baked clay came some two hundred years later, and metal type was cast in Korea before Gutenberg was born."
-)
 
 
 @pytest.fixture(scope="session")
@@ -45,6 +40,7 @@ def make_board(wheel: Path, device_side: Path, tmp_path_factory: pytest.TempPath
     """A board by the name of its processor and the extra that is installed there."""
     folder = tmp_path_factory.mktemp("boards")
 
+    @functools.cache
     def made(kind: str, extra: str) -> Board:
         packages = roots.packages(wheel, extra, board.KINDS[kind].architecture)
         system = roots.root(board.KINDS[kind].architecture)
@@ -60,20 +56,38 @@ def small_model(models: Callable[[str], Path], tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
-def jobs(
-    emulation: None, tiny_source: Path, small_model: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], dict[str, Job]]:
-    """By runtime: what is asked, by "model quantization"."""
+def learned_model(emulation: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny one that is sure of what it says; see `tests.arm.learned`."""
+    return learned.write(tmp_path_factory.mktemp("learned") / "source")
+
+
+@pytest.fixture(scope="session")
+def learned_jobs(learned_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Job]]:
+    """What is asked of it in a runtime, by quantization."""
     folder = tmp_path_factory.mktemp("bundles")
 
+    @functools.cache
     def made(runtime: str) -> dict[str, Job]:
         found = {}
         for quant in ("fp32", "int8", "int4"):
-            bundle = convert(tiny_source, folder / f"tiny-{runtime}-{quant}", quant=quant, target=runtime)
-            found[f"tiny {quant}"] = Job(str(bundle.path), runtime, PROMPT, 48, tuple(ids(160, 3, 259)))
-        for quant in ("int8", "int4"):
-            bundle = convert(small_model, folder / f"smollm2-{runtime}-{quant}", quant=quant, target=runtime)
-            found[f"smollm2 {quant}"] = Job(str(bundle.path), runtime, PROMPT, 8, tuple(trimmed.ids(bundle.path, TEXT)))
+            bundle = convert(learned_model, folder / f"{runtime}-{quant}", quant=quant, target=runtime)
+            found[quant] = Job.of(bundle.path, runtime, learned.TEXT, learned.PROMPT, len(learned.TEXT) - len(learned.PROMPT))
+        return found
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def small_jobs(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Job]]:
+    """What is asked of SmolLM2's first layers at INT4, and of the same at float32, by quantization."""
+    folder = tmp_path_factory.mktemp("small")
+
+    @functools.cache
+    def made(runtime: str) -> dict[str, Job]:
+        found = {}
+        for quant, method in (("fp32", None), ("int4", "rtn")):
+            bundle = convert(small_model, folder / f"{runtime}-{quant}", quant=quant, target=runtime, method=method)
+            found[quant] = Job.of(bundle.path, runtime, trimmed.TEXT, "The", 1)
         return found
 
     return made

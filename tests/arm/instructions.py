@@ -25,7 +25,7 @@ ENCODINGS = {
         (0xBF40F400, 0x0F00F000),  # SUDOT, USDOT by an element
     ),
 }
-LINE = re.compile(r"^0x([0-9a-f]+):\s+([0-9a-f]{8})\b", re.MULTILINE)
+LINE = re.compile(r"^0x([0-9a-f]+):\s+([0-9a-f]{8})\b")
 MAP = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s+(/\S+)$", re.MULTILINE)
 
 
@@ -39,8 +39,8 @@ def kinds(word: int) -> list[str]:
     return [kind for kind, forms in ENCODINGS.items() if any(word & mask == value for mask, value in forms)]
 
 
-def found(log: Iterable[str], maps: str) -> Counter[tuple[str, str]]:
-    """How many instructions of each extension were translated, by (extension, file that they lie in).
+def found(log: Iterable[str], maps: str) -> tuple[Counter[tuple[str, str]], int]:
+    """How many instructions of each extension were translated, by (extension, file that they lie in); and blocks in all.
 
     Args:
         log: lines of QEMU's log.
@@ -48,11 +48,13 @@ def found(log: Iterable[str], maps: str) -> Counter[tuple[str, str]]:
     """
     spans = [(int(first, 16), int(last, 16), Path(file).name) for first, last, file in MAP.findall(maps)]
     counted: Counter[tuple[str, str]] = Counter()
+    blocks = 0
     for line in log:
+        blocks += line.startswith("IN:")
         match = LINE.match(line)
         if match is None:
             continue
         for kind in kinds(int(match[2], 16)):
             address = int(match[1], 16)
             counted[kind, next((file for first, last, file in spans if first <= address < last), "")] += 1
-    return counted
+    return counted, blocks

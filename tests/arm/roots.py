@@ -62,14 +62,15 @@ def packages(wheel: Path, extra: str, architecture: str, python: str = "3.11") -
 
     Args:
         wheel: of edgellm.
-        extra: "onnx" or "tflite" on arm64; "tflite-runtime" on armhf.
+        extra: "onnx", "tflite" or "tflite-runtime"; on armhf the last.
 
     Raises:
         CannotMake: there is no wheel of a package for it, or no index.
     """
     if architecture == "armhf":
         return _listed(extra, architecture, python)
-    pins = [f"{name}=={importlib.metadata.version(name)}" for name in ("numpy", "tokenizers", "jinja2", RUNTIMES[extra])]
+    same = ("tokenizers", "jinja2") if extra == "tflite-runtime" else ("tokenizers", "jinja2", "numpy", RUNTIMES[extra])
+    pins = [f"{name}=={importlib.metadata.version(name)}" for name in same]
 
     def build(folder: Path) -> None:
         constraints = folder.with_name("constraints.txt")

@@ -1,4 +1,4 @@
-"""onnxruntime on ARM boards: the same tokens in float32, and as close to the source with weights of 4 and 8 bits.
+"""onnxruntime on ARM boards: the same text, and as close to the source with weights of 4 and 8 bits.
 
 Its integer kernels round in ways of their own on each class of processors, so tokens may differ where two are nearly as likely:
 what counts is the distance from the source, and that hardly any token changes.
@@ -7,63 +7,69 @@ what counts is the distance from the source, and that hardly any token changes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from edgellm.conversion import convert
-from tests.arm import asking
+from tests.arm import asking, learned
 from tests.arm.asking import Answer, Job, Run, agreement, divergence
 from tests.arm.board import Board
 from tests.arm.instructions import DOTPROD, I8MM
 
 pytestmark = [pytest.mark.arm, pytest.mark.slow]
-KINDS = ("cortex-a72", "cortex-a76", "i8mm")
+KERNELS = {"cortex-a72": set(), "cortex-a76": {DOTPROD}, "i8mm": {DOTPROD, I8MM}}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The jobs, this machine's answers, and what the trimmed model says at float32."""
+
+    jobs: dict[str, Job]
+    answers: dict[str, Answer]
+    source: Answer
 
 
 @pytest.fixture(scope="module")
-def here(jobs: Any) -> dict[str, tuple[Job, Answer]]:
-    return {name: (job, asking.here(job)) for name, job in jobs("onnx").items()}
+def here(learned_jobs: Any, small_jobs: Any) -> Asked:
+    small = small_jobs("onnx")
+    jobs = {**learned_jobs("onnx"), "smollm2": small["int4"]}
+    return Asked(jobs, {name: asking.here(job) for name, job in jobs.items()}, asking.here(small["fp32"]))
 
 
-@pytest.fixture(scope="module")
-def sources(here: Any, small_model: Path, tmp_path_factory: Any) -> dict[str, Answer]:
-    """What the models say at float32, on this machine."""
-    job, tiny = here["smollm2 int4"][0], here["tiny fp32"][1]
-    exact = convert(small_model, Path(tmp_path_factory.mktemp("exact")) / "smollm2", quant="fp32")
-    return {"tiny": tiny, "smollm2": asking.here(Job(str(exact.path), "onnx", job.prompt, job.steps, job.ids))}
+@pytest.fixture(scope="module", params=KERNELS)
+def there(request: Any, here: Asked, make_board: Callable[[str, str], Board], tmp_path_factory: Any) -> tuple[str, Run]:
+    folder = Path(tmp_path_factory.mktemp("asked")) / request.param
+    return request.param, asking.ask(make_board(request.param, "onnx"), here.jobs, folder)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def there(request: Any, here: Any, make_board: Callable[[str, str], Board], tmp_path_factory: Any) -> tuple[str, Run]:
-    board = make_board(request.param, "onnx")
-    asked = {name: job for name, (job, _) in here.items()}
-    return request.param, asking.ask(board, asked, Path(tmp_path_factory.mktemp("asked")) / request.param)
-
-
-def test_float32_says_the_same(here: Any, there: tuple[str, Run]) -> None:
+@pytest.mark.parametrize("quant", ["fp32", "int8", "int4"])
+def test_the_text_is_the_same(here: Asked, there: tuple[str, Run], quant: str) -> None:
     _, run = there
+    ours, theirs = here.answers[quant], run.answers[quant]
     assert run.machine == "aarch64"
-    job, answer = here["tiny fp32"]
-    assert len(answer.tokens) == job.steps
-    assert run.answers["tiny fp32"].tokens == answer.tokens
-    np.testing.assert_allclose(run.answers["tiny fp32"].logits, answer.logits, atol=1e-4)
+    assert len(ours.tokens) == len(learned.TEXT) - len(learned.PROMPT)
+    assert theirs.tokens == ours.tokens
+    if quant == "fp32":
+        np.testing.assert_allclose(theirs.logits, ours.logits, atol=1e-3)
+    assert agreement(ours.logits, theirs.logits) >= 0.99
+    assert divergence(ours.logits, theirs.logits) < 1e-4
 
 
-@pytest.mark.parametrize("name", ["tiny int8", "tiny int4", "smollm2 int8", "smollm2 int4"])
-def test_rounded_it_is_as_close_to_the_source(here: Any, sources: Any, there: tuple[str, Run], name: str) -> None:
-    _, run = there
-    source, ours, theirs = sources[name.split()[0]].logits, here[name][1].logits, run.answers[name].logits
+def test_real_weights_of_4_bits_are_as_close_to_their_source(here: Asked, there: tuple[str, Run]) -> None:
+    """Measured: KL .0232 here, .0230 to .0233 there; 97 to 98 % of the tokens, where each rounds in its own way."""
+    ours, theirs = here.answers["smollm2"].logits, there[1].answers["smollm2"].logits
     assert agreement(ours, theirs) >= 0.95
-    assert divergence(source, theirs) < 1.1 * divergence(source, ours)
+    assert divergence(here.source.logits, theirs) < 1.1 * divergence(here.source.logits, ours)
 
 
 def test_the_kernels_are_this_processor_s(there: tuple[str, Run]) -> None:
     kind, run = there
-    kinds = {extension for extension, _ in run.instructions}
-    assert kinds == {"cortex-a72": set(), "cortex-a76": {DOTPROD}, "i8mm": {DOTPROD, I8MM}}[kind], run.instructions
+    assert {extension for extension, _ in run.instructions} == KERNELS[kind], run.instructions
+    assert all(file.startswith("onnxruntime") for _, file in run.instructions)
+    assert run.blocks > 10_000
 
 
 def test_little_is_imported(there: tuple[str, Run]) -> None:

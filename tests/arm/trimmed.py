@@ -9,9 +9,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import gguf
-from tokenizers import Tokenizer
 
 LAYERS = 4
+TEXT = (
+    "The history of the printing press begins in China, where woodblock printing on paper was common by the year 900. "
+    "Movable type of baked clay came some two hundred years later, and metal type was cast in Korea before Gutenberg was born. "
+    "Printing spread from Mainz to Venice, where Aldus made small books that one could carry, and prices fell in a lifetime. "
+    "By 1500 there were presses in more than two hundred towns, and what one scholar wrote another could check."
+)
 
 
 def write(source: Path, target: Path) -> Path:
@@ -32,9 +37,3 @@ def write(source: Path, target: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return target
-
-
-def ids(bundle: Path, text: str) -> list[int]:
-    """Tokens of a text in a bundle's vocabulary."""
-    found: list[int] = Tokenizer.from_file(str(bundle / "tokenizer.json")).encode(text, add_special_tokens=False).ids
-    return found

@@ -104,7 +104,7 @@ def test_ctrl_c_is_the_parents_affair() -> None:
 def test_no_module_of_the_folder_where_the_user_stands_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stand = tmp_path / "bundle"
     stand.mkdir()
-    (stand / "dataclasses.py").write_text("open('was-run', 'w')\n", encoding="utf-8")
+    (stand / "json.py").write_text("open('was-run', 'w')\n", encoding="utf-8")
     monkeypatch.chdir(stand)
     assert len(answers("nothing")) == 2
     assert not (stand / "was-run").exists()

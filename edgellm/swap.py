@@ -1,0 +1,159 @@
+"""A folder takes another's name at one stroke, and the one that had it becomes its `.previous`.
+
+Linux (renameat2) and macOS (renamex_np) exchange two names atomically, on most file systems. Elsewhere it takes two renames;
+a process that is killed between them leaves nothing under the name for the moment, and `recover`, which every opening of a
+bundle calls where there is none, gives it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from edgellm.errors import BundleError
+from edgellm.partial import IN_USE, alive, works_on
+
+NEW = "new"  # in the work folder: what is to get the name
+PATIENCE = 2.0  # seconds in which a living process does the second of two renames
+EXCHANGE = 2  # RENAME_EXCHANGE of linux/fs.h, and RENAME_SWAP of macOS's sys/stdio.h
+AT_FDCWD = -100  # of linux/fcntl.h
+CANNOT = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)  # the system or the file system knows no exchange
+
+
+def previous_of(target: Path) -> Path:
+    """Where the folder lies that `target` took the place of."""
+    return target.with_name(f"{target.name}.previous")
+
+
+def put_in_place(new: Path, target: Path) -> None:
+    """Give `new` the name `target`, and what is there the name `previous_of(target)`, which must be free.
+
+    Args:
+        new: a folder named NEW in a work folder of `partial.make_partial(target, ...)`.
+
+    Raises:
+        OSError: it cannot be; then `target` is what it was.
+    """
+    previous = previous_of(target)
+    if exchange(new, target):
+        try:
+            new.rename(previous)
+        except OSError:
+            exchange(new, target)
+            raise
+    else:
+        try:
+            target.rename(previous)
+            new.rename(target)
+        except BaseException:
+            if not os.path.lexists(target):
+                previous.rename(target)
+            raise
+    sync_folder(target.parent)
+
+
+def trade_places(target: Path, work: Path) -> None:
+    """Exchange `target` and `previous_of(target)`.
+
+    Args:
+        work: a work folder of `partial.make_partial(target, ...)`; what a kill leaves in it is what was `target`.
+
+    Raises:
+        OSError: it cannot be; then `target` is what it was.
+    """
+    previous = previous_of(target)
+    if not exchange(previous, target):
+        try:
+            target.rename(work / NEW)
+            previous.rename(target)
+        except BaseException:
+            if not os.path.lexists(target):
+                (work / NEW).rename(target)
+            raise
+        (work / NEW).rename(previous)
+    sync_folder(target.parent)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names at one stroke; False where this system or file system cannot.
+
+    Raises:
+        OSError: it can, but not these.
+    """
+    import ctypes  # every opening of a bundle imports this file, and few exchange anything
+
+    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    first, second = os.fsencode(one), os.fsencode(other)
+    if hasattr(libc, "renameat2"):
+        failed = libc.renameat2(AT_FDCWD, first, AT_FDCWD, second, EXCHANGE)
+    elif hasattr(libc, "renamex_np"):
+        failed = libc.renamex_np(first, second, EXCHANGE)
+    else:
+        return False
+    if not failed:
+        return True
+    number = ctypes.get_errno()
+    if number in CANNOT:
+        return False
+    raise OSError(number, os.strerror(number), str(one), None, str(other))
+
+
+def recover(target: Path) -> None:
+    """Where a swap was killed between two renames, give the previous folder its name back; elsewhere nothing happens.
+
+    A swap that is still going on is waited for.
+    """
+    if not target.name:
+        return
+    previous = previous_of(target)
+    deadline = time.monotonic() + PATIENCE
+    with contextlib.suppress(OSError):
+        while not os.path.lexists(target) and previous.is_dir():
+            works = [(folder, owner) for folder, owner in works_on(target) if (folder / NEW).is_dir()]
+            if not works:
+                return  # somebody removed it, and only it
+            busy = any(folder in IN_USE or alive(owner) for folder, owner in works)
+            if not busy or time.monotonic() > deadline:
+                previous.rename(target)
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """One process at a time may change the folder `target`.
+
+    Raises:
+        BundleError: another one is at it.
+    """
+    if sys.platform == "win32":  # it has no such locks; a folder in use cannot be renamed there anyway
+        yield
+        return
+    import fcntl
+
+    folder = os.open(target, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise BundleError("another process is changing it", where=target, fix="wait until it is done") from error
+        if not os.path.samestat(os.fstat(folder), target.stat()):
+            raise BundleError("another process has just changed it", where=target, fix="do it again")
+        yield
+    finally:
+        os.close(folder)
+
+
+def sync_folder(folder: Path) -> None:
+    """Names in a folder reach the disk; not every file system knows that."""
+    with contextlib.suppress(OSError):
+        opened = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)

@@ -1,0 +1,102 @@
+"""Applies an update again and again, and is killed before one after the other of its dealings with the file system.
+
+    python update_kill.py UPDATE OLD NEW PLACE exchange|renames apply|rollback
+
+Prints a line of JSON for each point: whether the bundle was there right after the kill, whether it was the old or the new one
+(after `Bundle.open`, which is what a device does next), and whether the same command, given once more, succeeded and left
+nothing behind. `renames` forbids the system call that exchanges two names, as an old kernel would.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import json
+import os
+import platform
+import shutil
+import signal
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from edgellm.bundle import Bundle
+from edgellm.update_apply import apply, roll_back
+
+EVENTS = {
+    *("open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "os.utime"),
+    *("ctypes.dlopen", "ctypes.dlsym", "fcntl.flock", "shutil.rmtree"),
+}
+RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
+
+
+def forbid_exchange() -> None:
+    """A seccomp filter: renameat2 is answered with ENOSYS."""
+    number = RENAMEAT2[platform.machine()]
+    steps = [(0x20, 0, 0, 0), (0x15, 0, 1, number), (0x06, 0, 0, 0x0005_0000 | 38), (0x06, 0, 0, 0x7FFF_0000)]
+    filters = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+    program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(steps), ctypes.addressof(filters)))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
+        raise OSError(ctypes.get_errno(), "no seccomp")
+
+
+def content(folder: Path) -> dict[str, str]:
+    files = (file for file in folder.rglob("*") if file.is_file())
+    return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+def killed_at(point: int, act: Callable[[], object]) -> bool:
+    """Whether a child that runs `act` was killed before its dealing number `point`, and did not end before."""
+    child = os.fork()
+    if not child:
+        left = point
+
+        def hook(event: str, arguments: object) -> None:
+            nonlocal left
+            if event in EVENTS:
+                left -= 1
+                if left < 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(hook)
+        try:
+            act()
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def main() -> None:
+    update, old, new, place = map(Path, sys.argv[1:5])
+    if sys.argv[5] == "renames":
+        forbid_exchange()
+    rolls = sys.argv[6] == "rollback"
+    bundle = place / "bundle"
+    act = (lambda: roll_back(bundle)) if rolls else (lambda: apply(update, bundle))
+    before, after = (content(new), content(old)) if rolls else (content(old), content(new))
+    point, goes_on = 0, True
+    while goes_on:
+        shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(old, bundle)
+        if rolls:
+            apply(update, bundle)
+        goes_on = killed_at(point, act)
+        there = (bundle / "edgellm.json").exists()
+        Bundle.open(bundle).verify()
+        found = content(bundle)
+        state = "before" if found == before else "after" if found == after else "neither"
+        if not rolls or (state == "before" and (place / "bundle.previous").exists()):
+            act()
+        previous = place / "bundle.previous"
+        ended = content(bundle) == after and (not previous.exists() or content(previous) == before)
+        left = sorted(entry.name for entry in place.iterdir())
+        found_all = {"point": point, "there": there, "state": state, "ended": ended, "left": left}
+        sys.stdout.write(json.dumps(found_all) + "\n")
+        sys.stdout.flush()
+        point += 1
+
+
+if __name__ == "__main__":
+    main()
