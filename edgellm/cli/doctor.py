@@ -119,16 +119,18 @@ def _look(name: str) -> Looked:
     targets = fleet.resolve([name])
     if len(targets) != 1:
         raise UsageError(f"{len(targets)} hosts", where="--host", fix="name one of them")
-    host = hosts.host(targets[0].url)
-    if not hasattr(host, "look"):
+    look = getattr(hosts.host(targets[0].url), "look", None)
+    if look is None:
         raise UsageError("such a host tells nothing of itself", where=targets[0].url, fix="give ssh://user@board")
-    looked: Looked = host.look(targets[0])
+    looked: Looked = look(targets[0])
     return looked
 
 
 def _elsewhere(looked: Looked) -> list[Finding]:
     facts, python = looked.facts, looked.python
     findings = [*system(facts), memory(facts.memory, facts.available), *device(facts)]
+    if python is None and facts.android is not None:  # nobody expects one there
+        return findings
     if python is None:
         return [*findings, Finding("python", "none that edgellm can use", "install Python 3.11 or later there")]
     findings.append(Finding("python", f"{python.version}, {python.path}"))

@@ -96,6 +96,7 @@ def test_the_old_runtime_and_a_new_numpy() -> None:
     older = doctor._elsewhere(Looked(Facts(), Python("/usr/bin/python3", "3.11.2", {**packages, "numpy": "1.26.4"})))
     assert not [each for each in older if each.advice]
     assert "install Python 3.11" in str(doctor._elsewhere(Looked(Facts()))[-1].advice)
+    assert not [each for each in doctor._elsewhere(Looked(Facts(android={"ro.soc.model": "SM8650"}))) if each.advice]
 
 
 @pytest.mark.parametrize(

@@ -216,13 +216,36 @@ def test_a_board_that_hangs(board: Board, bundle: Bundle) -> None:
     assert sshd.gone(board)
 
 
-def test_a_disk_that_is_full_before(board: Board, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agent, "SPARE", 1 << 60)
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a megabyte."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_before(board: Board, bundle: Bundle, small_disk: Path) -> None:
+    words = r"board: its disk is full: ([0-9.,]+) MB have to go there, 1\.0 MB are free; free some, or name a folder"
+    with pytest.raises(HostError, match=words):
+        bench(board.target(folder=str(small_disk / "host")), bundle)
+    assert not [path for path in small_disk.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_a_disk_that_fills_up_meanwhile(
+    board: Board, bundle: Bundle, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if somebody else wrote there at the same time: there seemed to be room."""
+    monkeypatch.setattr(agent, "SPARE", -(1 << 40))
+    (small_disk / "others").write_bytes(b"x" * 900_000)
     with pytest.raises(
-        HostError, match=r"board: its disk is full: [0-9.,]+ MB have to go there, [0-9.,]+ MB are free; free some"
+        HostError, match=r"board: its disk is full \(No space left on device\) during the upload of .*, 0\.0 MB"
     ):
-        bench(board.target(), bundle)
-    assert not [path for path in board.cache.rglob("*") if path.is_file() and path.name != "lock"]
+        bench(board.target(folder=str(small_disk / "host")), bundle)
 
 
 def test_a_disk_that_fills_up(board: Board, bundle: Bundle) -> None:
