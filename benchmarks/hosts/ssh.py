@@ -19,7 +19,7 @@ import contextlib
 import re
 import shlex
 import urllib.parse
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -252,7 +252,7 @@ async def _packages(
         try:
             if wheels.lacking(more, told["packages"]):
                 progress(f"wheels of {name} for Python {platform.version} on {platform.architecture}")
-                files = await wheels.resolve(more, platform)
+                files = await _wheels(more, told["packages"], platform)
         except RuntimeUnavailable as error:
             refusals.append(error)
             continue
@@ -260,6 +260,18 @@ async def _packages(
     if refusals and (runtimes or not got):
         raise HostError(refusals[0].what, where=agent.name, fix=refusals[0].fix)
     return [(sha256_file(file), file) for file in [wheels.package(), *files]]
+
+
+async def _wheels(wanted: Sequence[str], installed: Mapping[str, str], platform: Platform) -> list[Path]:
+    """All of them from one resolution. Where there is none, as on 32-bit ARM, what the board's system brought has to do, and
+    only what is not there at all is added to it."""
+    try:
+        return await wheels.resolve(wanted, platform)
+    except RuntimeUnavailable:
+        absent = wheels.absent(wanted, installed)
+        if len(absent) == len(wanted):
+            raise
+        return await wheels.resolve(absent, platform, alone=True) if absent else []
 
 
 async def _sent(

@@ -131,8 +131,17 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(parts)
 
 
-async def resolve(wanted: Sequence[str], platform: Platform) -> list[Path]:
+def absent(wanted: Sequence[str], installed: Mapping[str, str]) -> list[str]:
+    """Those of the requirements of which there is no version at all."""
+    there = {_name(name) for name in installed}
+    return [each for each in wanted if _name(each) not in there]
+
+
+async def resolve(wanted: Sequence[str], platform: Platform, *, alone: bool = False) -> list[Path]:
     """Wheels of these packages and of all that they need, for a platform; from the cache where they were asked for before.
+
+    Args:
+        alone: without what they need.
 
     Raises:
         RuntimeUnavailable: there are none for it, or pip is missing here, or cannot reach its index.
@@ -141,6 +150,7 @@ async def resolve(wanted: Sequence[str], platform: Platform) -> list[Path]:
         raise RuntimeUnavailable(f"no wheels for {platform.implementation}", fix="give a CPython by python = in hosts.toml")
     tags = [option for tag in platform.tags for option in ("--platform", tag)]
     choice = ["--only-binary=:all:", "--implementation", "cp", "--python-version", platform.version, *tags, *sorted(wanted)]
+    choice = ["--no-deps", *choice] if alone else choice
     folder = _cache() / "wheels" / hashlib.sha256("\0".join(choice).encode()).hexdigest()[:16]
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from edgellm.benchmarks.hosts import ssh
 from edgellm.benchmarks.hosts.failure import HostError
 from edgellm.benchmarks.result import Settings
 from edgellm.bundle import Bundle
+from edgellm.conversion import convert
 from tests.arm import board, roots
 from tests.runs import a_run
 from tests.sshd import Board
@@ -19,6 +20,19 @@ from tests.sshd import Board
 pytestmark = [pytest.mark.arm, pytest.mark.slow]
 
 SMALL = Settings(threads=(1,), prompts=(8,), depths=(0,), decode=4, trials=1)
+
+
+@pytest.mark.usefixtures("emulation")
+def test_a_32_bit_board_has_numpy_of_its_own_and_gets_the_rest(tiny_source: Path, tmp_path: Path) -> None:
+    made = convert(tiny_source, tmp_path / "tiny", target="tflite-compat", quant="int8")
+    pi = board.make(tmp_path / "pi", board.KINDS["cortex-a7"], roots.root("armhf"), [])
+    with Board.started(tmp_path / "sshd") as door:
+        door.gate("unset PYTHONPATH", f"PATH='{pi.folder}/bin':$PATH; export PATH")
+        run = ssh.bench(door.target(python="python3"), [made], (), SMALL, command="edgellm bench", progress=lambda step: None)
+    (lane,) = run.lanes
+    assert (run.machine.architecture, lane.runtime, lane.failed) == ("armv7l", "tflite_compat", None)
+    assert lane.versions["tflite-runtime"] == "2.14.0"
+    assert lane.versions["numpy"].startswith("1.")
 
 
 @pytest.mark.usefixtures("emulation")

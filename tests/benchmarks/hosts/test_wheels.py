@@ -68,6 +68,11 @@ def test_what_is_lacking(installed: dict[str, str], missing: list[str]) -> None:
     assert wheels.lacking(["numpy>=1.26", "onnxruntime>=1.32"], installed) == missing
 
 
+def test_what_is_not_there_at_all() -> None:
+    wanted = ["numpy>=1.26", "Jinja2>=3", "tflite-runtime==2.14.0"]
+    assert wheels.absent(wanted, {"NumPy": "1.24.2", "jinja2": "2.0"}) == ["tflite-runtime==2.14.0"]
+
+
 def test_numpy_2_is_too_new_for_the_old_runtime() -> None:
     assert wheels.lacking(["numpy>=1.26", "numpy<2"], {"numpy": "2.1.0"}) == ["numpy<2"]
     assert wheels.lacking(["numpy>=1.26", "numpy<2"], {"numpy": "1.26.4"}) == []
