@@ -122,6 +122,8 @@ def test_counters_and_the_first_control_groups(tmp_path: Path, shell: str) -> No
     assert found.energy == ("RAPL package-0", "hwmon ina3221 VDD_IN")
     assert found.quota == threads.cpu_quota(root) == 2.5
     assert found.memory_limit == 1073741824
+    (root / "sys/fs/cgroup/memory/box/memory.limit_in_bytes").unlink()
+    assert ask(root, shell).memory_limit is None, "what version 1 writes where there is no limit"
 
 
 @pytest.mark.parametrize("shell", SHELLS)
