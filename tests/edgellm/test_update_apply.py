@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import edgellm
 from edgellm.bundle import Bundle
@@ -237,6 +239,40 @@ def test_a_hostile_header(pair: tuple[Path, Path, Path], bundle: Path, tmp_path:
     (tmp_path / "place" / "secret").write_text("secret", encoding="utf-8")
     refused(BundleError, message, forged(pair[2], tmp_path / "forged", change), bundle)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["forged", "place"]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_other_value_anywhere_is_refused_or_harmless(
+    pair: tuple[Path, Path, Path], bundle: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    """One value of the header, picked at random, becomes something else: the bundle stays, or becomes the new one."""
+
+    def change(header: dict[str, Any]) -> None:
+        parent: Any = header
+        while True:
+            key = data.draw(st.sampled_from(sorted(parent) if isinstance(parent, dict) else list(range(len(parent)))))
+            if not (isinstance(parent[key], dict | list) and parent[key] and data.draw(st.booleans())):
+                break
+            parent = parent[key]
+        parent[key] = data.draw(JSON)
+
+    update = forged(pair[2], tmp_path / "forged", change)
+    try:
+        apply(update, bundle)
+    except EdgeError:
+        assert (content(bundle), beside(bundle)) == (content(pair[0]), ["bundle"])
+    else:
+        assert content(bundle) == content(pair[1])
+        roll_back(bundle)
+        shutil.rmtree(bundle.with_name("bundle.previous"))
 
 
 def test_a_link_in_the_bundle_does_not_reach_outside(pair: tuple[Path, Path, Path], bundle: Path, tmp_path: Path) -> None:
