@@ -21,7 +21,7 @@ from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, EdgeError, ResourceError
 from edgellm.update_apply import apply, roll_back
 from edgellm.update_diff import diff
-from edgellm.update_file import MAGIC, NewFile, Part, Writer, open_update
+from edgellm.update_file import MAGIC, NewFile, Part, Update, Writer, open_update
 from tests.bundles import content, variant
 
 WEIGHTS = random.Random(5).randbytes(300_000)
@@ -299,6 +299,22 @@ def test_a_bomb_is_no_larger_than_it_says(pair: tuple[Path, Path, Path], bundle:
             files = {**header.files, "weights": NewFile(said, "0" * 64, tuple(wrong))}
             writer.finish(header.base, header.result, header.sources, files)
         refused(BundleError, "damaged|cannot be", tmp_path / "bomb", bundle)
+
+
+def test_a_bomb_takes_no_memory(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """100 kB that would become 100 MB; 1 MiB of them is read."""
+    import tracemalloc
+    import zlib
+
+    (tmp_path / "bomb").write_bytes(MAGIC + zlib.compress(bytes(100 << 20)))
+    with open_update(pair[2]) as update, (tmp_path / "bomb").open("rb") as file:
+        bomb = Update(tmp_path / "bomb", update.header, file)
+        tracemalloc.start()
+        piece = bomb.piece(Part(-1, 0, 1 << 20, (tmp_path / "bomb").stat().st_size - len(MAGIC)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert piece == bytes(1 << 20)
+    assert peak < 4 << 20
 
 
 def test_a_file_that_would_fill_the_disk(
