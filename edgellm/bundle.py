@@ -20,12 +20,13 @@ import stat
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from edgellm._typed import build
 from edgellm.card import PAGE, Card
 from edgellm.errors import BundleError
+from edgellm.paths import check_name
 from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
 from edgellm.swap import recover
@@ -204,6 +205,18 @@ class Bundle(Manifest):
             raise BundleError(f"the manifest does not list '{name}'", where=self.path, fix="convert the model again")
         return self.path / name
 
+    def digest(self, name: str) -> str:
+        """sha256 of a file in the folder, hex.
+
+        Raises:
+            BundleError: it cannot be read.
+        """
+        try:
+            return sha256_file(self.path / name)
+        except OSError as error:
+            reason = error.strerror or error
+            raise BundleError(f"cannot be read: {reason}", where=self.path / name, fix="check its permissions") from error
+
     def verify(self) -> None:
         """Hash every file.
 
@@ -211,12 +224,7 @@ class Bundle(Manifest):
             BundleError: a file's content is not what was converted.
         """
         for name, entry in self.files.items():
-            try:
-                there = sha256_file(self.path / name)
-            except OSError as error:
-                reason = error.strerror or error
-                raise BundleError(f"cannot be read: {reason}", where=self.path / name, fix="check its permissions") from error
-            if there != entry.sha256:
+            if self.digest(name) != entry.sha256:
                 raise BundleError(
                     "content differs from what was converted (sha256)",
                     where=self.path / name,
@@ -348,8 +356,7 @@ def cache_dir() -> Path:
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     where = folder / MANIFEST
-    if not exists(folder):
-        recover(folder)
+    recover(folder)
     if not exists(folder):
         raise BundleError("no such folder", where=folder, fix="check the path, or make a bundle with 'edgellm convert'")
     try:
@@ -411,10 +418,3 @@ def _check_kv(name: str, graph: Graph) -> None:
             tensors += [template.replace("{layer}", str(layer)) for layer in kv.layers]
     if len(set(tensors)) < len(tensors):
         raise ValueError(f"'graphs.{name}.kv' gives two tensors one name")
-
-
-def check_name(name: str, where: Path) -> None:
-    """Refuse a file's name, read from `where`, that could lead out of the folder."""
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in name or "\0" in name or name != path.as_posix():
-        raise BundleError(f"'{name!r}' is not a plain relative path", where=where, fix="do not use it")

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle, sha256_file
+from edgellm.bundle import MANIFEST, MAX_MANIFEST_BYTES, Bundle
 from edgellm.errors import BundleError, RuntimeUnavailable, UsageError
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def check(bundle: Bundle, key: str | os.PathLike[str]) -> None:
         signed = _digests(json.loads(payload))
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise BundleError("what was signed is not a model's files", where=where, fix="sign the bundle again") from error
-    there = {MANIFEST: sha256_file(bundle.path / MANIFEST)} | {name: entry.sha256 for name, entry in bundle.files.items()}
+    there = {MANIFEST: bundle.digest(MANIFEST)} | {name: entry.sha256 for name, entry in bundle.files.items()}
     for name, digest in there.items():
         if signed.get(name) != digest:
             what = "differs from what was signed" if name in signed else "is not among what was signed"

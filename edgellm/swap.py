@@ -71,11 +71,13 @@ def trade_places(target: Path, work: Path) -> None:
         try:
             target.rename(work / NEW)
             previous.rename(target)
+            (work / NEW).rename(previous)
         except BaseException:
-            if not os.path.lexists(target):
+            if (work / NEW).is_dir():
+                if os.path.lexists(target):
+                    target.rename(previous)
                 (work / NEW).rename(target)
             raise
-        (work / NEW).rename(previous)
     sync_folder(target.parent)
 
 
@@ -87,7 +89,9 @@ def exchange(one: Path, other: Path) -> bool:
     """
     import ctypes  # every opening of a bundle imports this file, and few exchange anything
 
-    libc = ctypes.CDLL(None, use_errno=True) if sys.platform in ("linux", "darwin") else None
+    if os.name != "posix":
+        return False
+    libc = ctypes.CDLL(None, use_errno=True)
     first, second = os.fsencode(one), os.fsencode(other)
     if hasattr(libc, "renameat2"):
         failed = libc.renameat2(AT_FDCWD, first, AT_FDCWD, second, EXCHANGE)
@@ -135,7 +139,10 @@ def locked(target: Path) -> Iterator[None]:
         return
     import fcntl
 
-    folder = os.open(target, os.O_RDONLY)
+    try:
+        folder = os.open(target, os.O_RDONLY)
+    except OSError as error:
+        raise BundleError(f"cannot be read: {error.strerror}", where=target, fix="check its permissions") from error
     try:
         with contextlib.suppress(OSError):  # a file system without locks
             try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -51,7 +51,7 @@ def apply(
         target = Path(bundle).resolve()  # a link to the folder stays one
         with locked(target):
             old = Bundle.open(target)
-            there = sha256_file(target / MANIFEST)
+            there = old.digest(MANIFEST)
             if there == opened.header.result and _is_there(opened, old):
                 if key is not None:
                     signature.check(old, key)
@@ -187,7 +187,7 @@ def _link(file: NewFile, sources: list[Path], new: Path) -> bool:
     return True
 
 
-def _write(update: Update, file: NewFile, sources: list[BinaryIO], new: Path) -> None:
+def _write(update: Update, file: NewFile, sources: Sequence[BinaryIO], new: Path) -> None:
     with new.open("xb") as out:
         for part in file:
             if part.source == PAYLOAD:

@@ -23,8 +23,9 @@ from typing import BinaryIO, NamedTuple
 
 from edgellm._typed import build
 from edgellm._version import __version__
-from edgellm.bundle import MANIFEST, MAX_MANIFEST_BYTES, FileEntry, check_name
+from edgellm.bundle import MANIFEST, MAX_MANIFEST_BYTES, FileEntry
 from edgellm.errors import BundleError
+from edgellm.paths import check_name
 
 FORMAT = 1
 MAGIC = b"edgellm update\n"

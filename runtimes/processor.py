@@ -16,9 +16,9 @@ def processor() -> str:
 
 
 def lacks_atomics(architecture: str | None = None, cpuinfo: Path = CPUINFO) -> bool:
-    """Whether this is a 64-bit ARM without the atomic instructions of ARMv8.1, such as Cortex-A53 and A72 (Raspberry Pi 3 and 4).
+    """Whether this is a 64-bit ARM without the atomic instructions of ARMv8.1; False where the system does not tell.
 
-    Where the system does not tell, it is not.
+    Cortex-A53 and A72 are: the Raspberry Pi 3 and 4.
     """
     features = [line.partition(":")[2].split() for line in _lines(cpuinfo) if line.startswith("Features")]
     return (architecture or platform.machine()) == "aarch64" and any("atomics" not in each for each in features)

@@ -135,15 +135,15 @@ class Model:
 
 
 def unfit() -> str | None:
-    """Why ai-edge-litert cannot run on this processor, or None: its library for ARM is built for ARMv8.1, and ends the process."""
+    """Why ai-edge-litert cannot run on this processor, or None: on one before ARMv8.1 its library ends the process."""
     return "ai-edge-litert needs ARMv8.1, and this processor has not its atomic instructions" if lacks_atomics() else None
 
 
 def open_model(path: Path, sha256: str, threads: int) -> Model:
     """Load a file whose content has this sha256. Raises as `load`."""
-    reason_against = unfit()
-    if reason_against is not None:
-        raise RuntimeUnavailable(reason_against, fix="convert the model again with --target onnx, or tflite-compat")
+    against = unfit()
+    if against is not None:
+        raise RuntimeUnavailable(against, fix="convert the model again with --target onnx, or tflite-compat")
     try:
         from ai_edge_litert.compiled_model import CompiledModel  # type: ignore[import-untyped]
         from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # type: ignore[import-untyped]

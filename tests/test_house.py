@@ -31,6 +31,7 @@ CORE = (
     "edgellm.bundle",
     "edgellm.partial",
     "edgellm.own_text",
+    "edgellm.paths",
     "edgellm.signature",
     "edgellm.swap",
     "edgellm.update_apply",

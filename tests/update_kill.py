@@ -1,15 +1,17 @@
-"""Applies an update again and again, and is killed before one after the other of its dealings with the file system.
+"""Applies an update again and again, and is killed before one after the other of its dealings with the file system, or told
+that the disk is full.
 
-    python update_kill.py UPDATE OLD NEW PLACE exchange|renames apply|rollback
+    python update_kill.py UPDATE OLD NEW PLACE exchange|renames apply|rollback kill|full
 
-Prints a line of JSON for each point: whether the bundle was there right after the kill, whether it was the old or the new one
-(after `Bundle.open`, which is what a device does next), and whether the same command, given once more, succeeded and left
-nothing behind. `renames` forbids the system call that exchanges two names, as an old kernel would.
+Prints a line of JSON for each point: how it ended, whether the bundle was there right after that, whether it was the old or the
+new one (after `Bundle.open`, which is what a device does next), what else was there, and whether the same command, given once
+more, succeeded and left nothing behind. `renames` forbids the system call that exchanges two names, as an old kernel would.
 """
 
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import json
 import os
@@ -18,15 +20,17 @@ import shutil
 import signal
 import struct
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from edgellm.bundle import Bundle
+from edgellm.errors import EdgeError
 from edgellm.update_apply import apply, roll_back
 
 EVENTS = {
     *("open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "os.utime"),
-    *("ctypes.dlopen", "ctypes.dlsym", "fcntl.flock", "shutil.rmtree"),
+    *("ctypes.dlopen", "ctypes.dlsym", "fcntl.flock"),
 }
 RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 
@@ -47,8 +51,11 @@ def content(folder: Path) -> dict[str, str]:
     return {file.relative_to(folder).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
 
 
-def killed_at(point: int, act: Callable[[], object]) -> bool:
-    """Whether a child that runs `act` was killed before its dealing number `point`, and did not end before."""
+def stopped_at(point: int, how: str, act: Callable[[], object]) -> str:
+    """What became of a child that runs `act` and is stopped at its dealing number `point`.
+
+    "killed"; "error" for one that a user is told, "crash" for another; "done", or "passed" where it had fewer dealings.
+    """
     child = os.fork()
     if not child:
         left = point
@@ -57,15 +64,24 @@ def killed_at(point: int, act: Callable[[], object]) -> bool:
             nonlocal left
             if event in EVENTS:
                 left -= 1
-                if left < 0:
+                if left == -1 and how == "full":
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                if left < 0 and how == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(hook)
+        code = 2
         try:
             act()
+            code = 3 if left >= 0 else 0
+        except EdgeError:
+            code = 1
+        except BaseException:
+            traceback.print_exc()
         finally:
-            os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+            os._exit(code)
+    status = os.waitpid(child, 0)[1]
+    return "killed" if os.WIFSIGNALED(status) else ("done", "error", "crash", "passed")[os.WEXITSTATUS(status)]
 
 
 def main() -> None:
@@ -76,13 +92,14 @@ def main() -> None:
     bundle = place / "bundle"
     act = (lambda: roll_back(bundle)) if rolls else (lambda: apply(update, bundle))
     before, after = (content(new), content(old)) if rolls else (content(old), content(new))
-    point, goes_on = 0, True
-    while goes_on:
+    point, ending = 0, ""
+    while ending != "passed":
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(old, bundle)
         if rolls:
             apply(update, bundle)
-        goes_on = killed_at(point, act)
+        ending = stopped_at(point, sys.argv[7], act)
+        hidden = [entry.name for entry in place.iterdir() if entry.name.startswith(".")]
         there = (bundle / "edgellm.json").exists()
         Bundle.open(bundle).verify()
         found = content(bundle)
@@ -92,8 +109,16 @@ def main() -> None:
         previous = place / "bundle.previous"
         ended = content(bundle) == after and (not previous.exists() or content(previous) == before)
         left = sorted(entry.name for entry in place.iterdir())
-        found_all = {"point": point, "there": there, "state": state, "ended": ended, "left": left}
-        sys.stdout.write(json.dumps(found_all) + "\n")
+        line = {
+            "point": point,
+            "ending": ending,
+            "there": there,
+            "state": state,
+            "ended": ended,
+            "hidden": hidden,
+            "left": left,
+        }
+        sys.stdout.write(json.dumps(line) + "\n")
         sys.stdout.flush()
         point += 1
 

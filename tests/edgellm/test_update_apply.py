@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import edgellm
 from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, EdgeError, ResourceError
 from edgellm.update_apply import apply, roll_back
 from edgellm.update_diff import diff
-from edgellm.update_file import MAGIC, NewFile, Part, Writer, open_update
+from edgellm.update_file import MAGIC, NewFile, Part, Update, Writer, open_update
 from tests.bundles import content, variant
 
 WEIGHTS = random.Random(5).randbytes(300_000)
@@ -239,6 +241,40 @@ def test_a_hostile_header(pair: tuple[Path, Path, Path], bundle: Path, tmp_path:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["forged", "place"]
 
 
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@given(data=st.data())
+def test_any_other_value_anywhere_is_refused_or_harmless(
+    pair: tuple[Path, Path, Path], bundle: Path, tmp_path: Path, data: st.DataObject
+) -> None:
+    """One value of the header, picked at random, becomes something else: the bundle stays, or becomes the new one."""
+
+    def change(header: dict[str, Any]) -> None:
+        parent: Any = header
+        while True:
+            key = data.draw(st.sampled_from(sorted(parent) if isinstance(parent, dict) else list(range(len(parent)))))
+            if not (isinstance(parent[key], dict | list) and parent[key] and data.draw(st.booleans())):
+                break
+            parent = parent[key]
+        parent[key] = data.draw(JSON)
+
+    update = forged(pair[2], tmp_path / "forged", change)
+    try:
+        apply(update, bundle)
+    except EdgeError:
+        assert (content(bundle), beside(bundle)) == (content(pair[0]), ["bundle"])
+    else:
+        assert content(bundle) == content(pair[1])
+        roll_back(bundle)
+        shutil.rmtree(bundle.with_name("bundle.previous"))
+
+
 def test_a_link_in_the_bundle_does_not_reach_outside(pair: tuple[Path, Path, Path], bundle: Path, tmp_path: Path) -> None:
     """A file that the manifest does not list is not checked when a bundle is opened."""
     (tmp_path / "secret").write_bytes(b"secret")
@@ -263,6 +299,22 @@ def test_a_bomb_is_no_larger_than_it_says(pair: tuple[Path, Path, Path], bundle:
             files = {**header.files, "weights": NewFile(said, "0" * 64, tuple(wrong))}
             writer.finish(header.base, header.result, header.sources, files)
         refused(BundleError, "damaged|cannot be", tmp_path / "bomb", bundle)
+
+
+def test_a_bomb_takes_no_memory(pair: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """100 kB that would become 100 MB; 1 MiB of them is read."""
+    import tracemalloc
+    import zlib
+
+    (tmp_path / "bomb").write_bytes(MAGIC + zlib.compress(bytes(100 << 20)))
+    with open_update(pair[2]) as update, (tmp_path / "bomb").open("rb") as file:
+        bomb = Update(tmp_path / "bomb", update.header, file)
+        tracemalloc.start()
+        piece = bomb.piece(Part(-1, 0, 1 << 20, (tmp_path / "bomb").stat().st_size - len(MAGIC)))
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert piece == bytes(1 << 20)
+    assert peak < 4 << 20
 
 
 def test_a_file_that_would_fill_the_disk(

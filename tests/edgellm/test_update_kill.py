@@ -1,4 +1,4 @@
-"""SIGKILL at any moment of an update leaves the old bundle whole, or the new one."""
+"""SIGKILL or a full disk at any moment of an update leaves the old bundle whole, or the new one."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def points(tiny_bundle: Path, folder: Path, *how: str) -> list[dict[str, Any]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["exchange", "renames"])
 def test_killed_while_it_is_applied(tiny_bundle: Path, tmp_path: Path, how: str) -> None:
-    found = points(tiny_bundle, tmp_path, how, "apply")
+    found = points(tiny_bundle, tmp_path, how, "apply", "kill")
     assert len(found) > 40
     assert {each["state"] for each in found} == WHOLE
     assert [each for each in found if not each["ended"] or each["left"] != ["bundle", "bundle.previous"]] == []
@@ -56,7 +56,7 @@ def test_killed_while_it_is_applied(tiny_bundle: Path, tmp_path: Path, how: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["exchange", "renames"])
 def test_killed_while_it_is_rolled_back(tiny_bundle: Path, tmp_path: Path, how: str) -> None:
-    found = points(tiny_bundle, tmp_path, how, "rollback")
+    found = points(tiny_bundle, tmp_path, how, "rollback", "kill")
     assert len(found) > 20
     assert {each["state"] for each in found} == WHOLE
     assert any(not each["there"] for each in found) == (how == "renames")
@@ -64,3 +64,17 @@ def test_killed_while_it_is_rolled_back(tiny_bundle: Path, tmp_path: Path, how: 
         visible = [[name for name in each["left"] if not name.startswith(".")] for each in found]
         assert all(each["ended"] for each in found)
         assert visible == [["bundle", "bundle.previous"]] * len(found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["apply", "rollback"])
+@pytest.mark.parametrize("how", ["exchange", "renames"])
+def test_a_disk_that_is_full_at_any_moment(tiny_bundle: Path, tmp_path: Path, how: str, act: str) -> None:
+    found = points(tiny_bundle, tmp_path, how, act, "full")
+    assert {each["ending"] for each in found} <= {"error", "done", "passed"}
+    assert {each["state"] for each in found} == WHOLE
+    assert all(each["there"] for each in found)
+    errors = [each for each in found if each["ending"] == "error"]
+    assert [each for each in errors if each["hidden"]] == []
+    assert len([each for each in errors if each["state"] == "after"]) <= 1  # it was done, and could not be opened once more
+    assert [each for each in found if not each["ended"] and each["state"] != "before"] == []
