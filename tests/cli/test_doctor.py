@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import getpass
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ from edgellm.benchmarks import facts
 from edgellm.benchmarks.facts import Core, Facts, Looked, Python
 from edgellm.cli import doctor
 from edgellm.cli._doctor_device import device, features, system
-from tests.cli.conftest import edgellm
+from tests.cli.conftest import edgellm, start
 from tests.sshd import Board
 from tests.sysfs_tree import lay
 
@@ -125,6 +127,31 @@ def test_a_board(board: Board, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "onnxruntime      " in done.stdout
     for line in ("system", "cpu", "cpu features", "threads", "memory", "disk"):
         assert f"\n{line} " in f"\n{done.stdout}"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="boards are POSIX systems")
+def test_what_a_user_has_set_up_for_ssh_is_heeded(board: Board, tmp_path: Path) -> None:
+    """Keys, known hosts and names are those that `ssh kitchen` takes; without them nobody gets in."""
+    settings = tmp_path / "user/.ssh"
+    settings.mkdir(parents=True)
+    lines = ["Host kitchen", "HostName 127.0.0.1", f"Port {board.port}", f"User {getpass.getuser()}"]
+    (settings / "config").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    environment = {"HOME": str(tmp_path / "user"), "SSH_AUTH_SOCK": ""}
+
+    def ask() -> tuple[int, str]:
+        with start("doctor", "--host", "ssh://kitchen", environment=environment) as process:
+            output, errors = process.communicate(timeout=60)
+        return process.returncode, (output + errors).decode()
+
+    status, said = ask()
+    assert (status, "its host key is not that of the known hosts" in said) == (1, True), said
+    shutil.copy(board.folder / "known", settings / "known_hosts")
+    status, said = ask()
+    assert (status, "it accepts none of the keys" in said) == (1, True), said
+    shutil.copy(board.folder / "user", settings / "id_ed25519")
+    status, said = ask()
+    assert status == 0, said
+    assert "\npython " in said
 
 
 def test_hosts_that_tell_nothing() -> None:
