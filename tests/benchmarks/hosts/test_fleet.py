@@ -75,6 +75,7 @@ def measure(targets: list[Target], bundle: Bundle) -> tuple[list[Run], str]:
     return runs, told.getvalue()
 
 
+@pytest.mark.slow
 def test_one_that_fails_does_not_keep_the_others(boards: tuple[Board, Board], bundle: Bundle) -> None:
     kitchen, cellar = boards
     cellar.gate("ulimit -f 100")
@@ -91,6 +92,7 @@ def test_one_that_fails_does_not_keep_the_others(boards: tuple[Board, Board], bu
     assert any(line.startswith("cellar: its disk is full") for line in told.splitlines())
 
 
+@pytest.mark.slow
 def test_two_boards_and_this_machine_by_one_command(boards: tuple[Board, Board], bundle: Bundle, tmp_path: Path) -> None:
     kitchen, cellar = boards
     hosts_toml(tmp_path, kitchen.target("kitchen"), cellar.target("cellar"))
@@ -121,6 +123,7 @@ def test_a_failed_host_is_a_row_and_status_1(bundle: Bundle, tmp_path: Path) -> 
     assert "it cannot be reached" in (tmp_path / "r.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_when_it_ends_everything_ends(
     boards: tuple[Board, Board], bundle: Bundle, tmp_path: Path, number: signal.Signals
