@@ -88,7 +88,7 @@ class Phone:
     jobs: int = 0
 
     def go(self) -> bool:
-        """Measure everything; False where it was interrupted, or the page left, before the end."""
+        """Measure everything that the page stays for; False where it was interrupted."""
         try:
             for lane in self.lanes:
                 self.do(lane, "check", 0)
@@ -106,7 +106,7 @@ class Phone:
                 raise
             self.samples = [each for each in self.samples if each.round <= self.finished]
             return False
-        return self.gone is None
+        return True
 
     def do(self, lane: Lane, task: str, number: int) -> None:
         """A job; an error ends the lane, and a page that has gone what was not measured yet."""
@@ -177,10 +177,12 @@ class Phone:
 
     def finish(self, lane: Lane) -> Lane:
         """The lane with what became of it."""
-        failed = self.failed.get(lane.id)
+        failed, doubts = self.failed.get(lane.id), lane.doubts
         if failed is None and self.gone is not None and self.finished < 1:
             failed = f"not measured to the end of a round: {self.gone}"
-        return replace(lane, agreement=self.agreements.get(lane.id), failed=failed)
+        elif failed is None and self.gone is not None:
+            doubts = (*doubts, f"{self.finished} of {self.settings.trials} rounds: {self.gone}")
+        return replace(lane, agreement=self.agreements.get(lane.id), failed=failed, doubts=doubts)
 
 
 def bench(

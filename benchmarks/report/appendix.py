@@ -94,6 +94,8 @@ def _lane(entries: list[Entry]) -> Iterator[tuple[str, str]]:
     yield "model", clean(f"{lane.model}, {lane.variant}" if lane.variant else lane.model)
     yield "made of", clean(lane.source) or "not told"
     yield "engine", clean(f"{lane.engine}, {lane.runtime}" if lane.runtime else lane.engine)
+    if lane.device:
+        yield "device", clean("; ".join(dict.fromkeys(entry.lane.device for entry in entries)))
     yield "versions", clean(", ".join(f"{name} {version}" for name, version in sorted(lane.versions.items()))) or "not told"
     yield "digest (sha256)", clean(lane.digest) or "not told"
     yield "file", size(lane.size) + ("" if lane.bits is None else f", {lane.bits:.2f} bits a linear weight")

@@ -147,7 +147,7 @@ def pairs(entries: Sequence[Entry]) -> list[Pair]:
 
 def _same(entry: Entry) -> tuple[str, ...]:
     lane = entry.lane
-    return lane.engine, lane.model, lane.variant, lane.runtime, lane.digest
+    return lane.engine, lane.model, lane.variant, lane.runtime, lane.digest, lane.device.partition(",")[0]
 
 
 def ratios(view: View) -> Section | None:

@@ -136,7 +136,7 @@ def _labels(lanes: Sequence[Lane]) -> list[str]:
         lambda lane: "" if beside and not lane.runtime else lane.model,
         lambda lane: lane.runtime or lane.engine,
         lambda lane: lane.variant,
-        lambda lane: many(lane.threads, "thread"),
+        lambda lane: lane.device or many(lane.threads, "thread"),
     ]
     telling = [column for column in columns if len({column(lane) for lane in lanes}) > 1] or columns[1:2]
     labels = [clean(", ".join(part for part in (column(lane) for column in telling) if part)) for lane in lanes]

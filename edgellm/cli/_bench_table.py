@@ -45,7 +45,8 @@ def _by_measure(lanes: list[Lane], found: Figures) -> Table:
     made = Table(caption="median (lowest to highest)")
     made.add_column("measure")
     for lane in lanes:
-        made.add_column(f"{escape(plain(lane.model))}\n{escape(_name(lane))}, {lane.threads} threads", justify="right")
+        runs = plain(lane.device) or f"{lane.threads} threads"
+        made.add_column(f"{escape(plain(lane.model))}\n{escape(f'{_name(lane)}, {runs}')}", justify="right")
     cells: dict[tuple[Case, str], dict[str, Figure]] = {}
     for each in found:
         if each.measure in SHOWN[each.case.kind]:
@@ -80,6 +81,7 @@ def _by_lane(lanes: list[Lane], found: Figures) -> Table:
     several = len({lane.model for lane in lanes if lane.runtime}) > 1
     for lane in lanes:
         name = f"{plain(lane.model)} {_name(lane)}" if several and lane.runtime else _name(lane)
+        name += f", {plain(lane.device)}" if lane.device else ""
         made.add_row(escape(name), *(value(lane) for _, value in columns))
     return made
 

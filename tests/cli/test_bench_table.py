@@ -57,3 +57,11 @@ def test_few_lanes_stand_side_by_side_with_every_measure(count: int) -> None:
     assert "…" not in text
     assert "decode after 1024, of memory's limit" in text
     assert "KL to the source, nats" in text
+
+
+@pytest.mark.parametrize("count", [2, 7])
+def test_lanes_on_several_devices_are_told_apart(count: int) -> None:
+    devices = ("wasm, 1 thread", "WebGPU: Adreno 740", *(f"wasm, {number} threads" for number in range(2, 7)))[:count]
+    lanes = [a_lane(id=device, runtime="onnxruntime-web", threads=1, device=device) for device in devices]
+    text = shown(a_run(lanes, trials=2), width=200)
+    assert all(device in text for device in devices)

@@ -139,6 +139,20 @@ def test_an_emulated_board_has_a_row_and_no_speeds() -> None:
     assert {head for head, text in numbers.items() if text != "–"} == {"file", "KL, nats"}
 
 
+def test_what_runs_a_lane_is_told_and_software_that_plays_a_gpu_has_no_speeds() -> None:
+    devices = ("wasm, 1 thread", "WebGPU: Adreno 740", "WebGPU: Google SwiftShader")
+    lanes = [a_lane(id=device, runtime="onnxruntime-web", threads=1, device=device, doubts=()) for device in devices]
+    found = document([a_run(lanes, trials=2)])
+    headline = rows(found, "headline")
+    assert list(headline) == list(devices)
+    head = table(found, "headline").head[1:]
+    told = [{name for name, cell in zip(head, row.cells, strict=True) if cell.text != "–"} for row in headline.values()]
+    assert told[2] == {"file", "KL, nats"}
+    assert told[1] == told[0] > told[2]
+    facts = [dict(block.entries) for block in section(found, "lanes") if isinstance(block, Facts)]
+    assert [each["device"] for each in facts] == ["; ".join(devices)]
+
+
 def test_one_doubt_about_many_lanes_is_said_once() -> None:
     lanes = [a_lane(runtime=name, doubts=("the clock was held down",)) for name in ("onnx", "tflite")]
     assert document([a_run(lanes, trials=1)]).doubts == ("onnx; tflite: the clock was held down",)
