@@ -11,7 +11,7 @@ HUB_ID = HuggingFaceTB/SmolLM2-135M-Instruct
 BUNDLE = demo/smollm2
 QUESTION = What is the capital of France, and what is it known for?
 
-.PHONY: demo test fast check models bench frontier pages clean
+.PHONY: demo test test-arm fast check models bench frontier pages clean
 .DELETE_ON_ERROR:
 
 # Convert a real model for both runtimes, ask each the same question, measure them side by side. No torch.
@@ -26,8 +26,14 @@ demo: $(VENV)/.installed
 # The whole suite, slow tests and real models included. Where tests run side by side each has one thread for its algebra: with
 # more they wait for each other.
 test: $(VENV)/.tested $(COMPAT)/.installed models
-	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25 -m "not alone"
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25 -m "not alone and not arm"
 	$(BIN)/python -m pytest -m alone
+
+# The device side on emulated ARM boards, of Debian's and the index's own aarch64 packages. It wants Debian's qemu-user-static and
+# mmdebstrap, and skips without them; what boards are made of is kept in the user's cache.
+test-arm: $(VENV)/.tested
+	$(BIN)/python -m edgellm.benchmarks.models smollm2
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 10 -m arm tests/arm
 
 # What takes seconds: for the loop of editing and trying.
 fast: $(VENV)/.tested

@@ -52,6 +52,21 @@ class Engine(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Written:
+    """Tokens that a product wrote in a loop of its own.
+
+    Attributes:
+        seconds: all of them together, but for the first, which belongs to the prompt.
+        steps: seconds of each, where the product tells.
+        tokens: their ids, the prompt's first one and one of each step, where it tells.
+    """
+
+    seconds: float
+    steps: Sequence[float] = ()
+    tokens: Sequence[int] = ()
+
+
 @runtime_checkable
 class OwnLoop(Protocol):
     """An engine whose product is asked for tokens, not for steps: it is timed as its users meet it."""
@@ -60,8 +75,8 @@ class OwnLoop(Protocol):
         """Seconds from a prompt that it has never seen to the first token."""
         ...
 
-    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
-        """Seconds of `steps` tokens that follow a prompt: together, and of each where the product tells."""
+    def time_steps(self, ids: Sequence[int], steps: int) -> Written:
+        """Greedily, `steps` tokens after the first one that follows a prompt."""
         ...
 
     def close(self) -> None:
@@ -230,6 +245,16 @@ class Cases:
         ways = {"prefill": self._prefill, "first token": self._first_token, "decode": self._decode}
         return observe(self._watch, self._where, case, lambda mark: ways[case.kind](case, mark))
 
+    def agreement(self, samples: Sequence[Sample]) -> float | None:
+        """As the function of that name, of the very tokens that were timed; None where the samples have none, or no logits are
+        shown."""
+        engine = self._engine
+        told = [each for each in samples if each.case.kind == "decode" and each.tokens]
+        if not isinstance(engine, Engine) or not told:
+            return None
+        prompts = [self._text(max(1, each.case.depth)) for each in told]
+        return _share([_confirmed(engine, ids, each.tokens) for ids, each in zip(prompts, told, strict=True)])
+
     def sustained(self, seconds: float, context: int) -> Iterator[Sample]:
         """Decode for so many seconds, from the start of the context to its end and again: a sample for every few of them."""
         engine = self._engine
@@ -283,7 +308,8 @@ class Cases:
     def _decode(self, case: Case, mark: Mark) -> Timed:
         engine, prompt = self._engine, self._text(max(1, case.depth))
         if isinstance(engine, OwnLoop):
-            return replace(_timed(*engine.time_steps(prompt, case.steps)), apart=False)
+            told = engine.time_steps(prompt, case.steps)
+            return replace(_timed(told.seconds, told.steps, told.tokens), apart=False)
         engine.reset()
         token = _best(engine.prefill(prompt))
         steps, tokens = list[float](), [token]
@@ -314,14 +340,26 @@ def agreement(engine: Engine, ids: Sequence[int], steps: int) -> float:
     tokens = [_best(engine.prefill(ids))]
     for _ in range(steps):
         tokens.append(_best(engine.step(tokens[-1])))
+    return _share([_confirmed(engine, ids, tokens)])
+
+
+def _confirmed(engine: Engine, ids: Sequence[int], tokens: Sequence[int]) -> list[bool]:
+    """Of each token behind a prompt, whether one pass over all of them has it."""
     logits = engine.logits([*ids, *tokens[:-1]])[len(ids) - 1 :]
-    same = [_confirms(row, token) for row, token in zip(logits, tokens, strict=True)]
-    return sum(same) / len(same)
+    return [_confirms(row, token) for row, token in zip(logits, tokens, strict=True)]
+
+
+def _share(found: Sequence[Sequence[bool]]) -> float:
+    return sum(map(sum, found)) / sum(map(len, found))
 
 
 def _confirms(row: Logits, token: int) -> bool:
-    best = float(row[_best(row)])
-    return float(row[token]) >= best - NEAR * (best - float(np.median(row)))
+    return confirms(float(row[_best(row)]), float(row[token]), float(np.median(row)))
+
+
+def confirms(best: float, given: float, middle: float) -> bool:
+    """Whether a token's logit is the best one, or so near to it that rounding may have turned them; `middle` is the median."""
+    return given >= best - NEAR * (best - middle)
 
 
 def _best(logits: Logits) -> int:

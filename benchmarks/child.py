@@ -1,39 +1,29 @@
 """What happens in a process of its own: one lane is loaded, and timed or looked at.
 
-Nothing else runs in the process, so its peak of memory is the engine's, Python's and numpy's. It says what it does in JSON
-lines on its standard output, which it first moves out of the way of native libraries: the name of each case, each sample, or
-the error that a user can mend.
+Nothing else runs in the process, so its peak of memory is the engine's, Python's and numpy's. It answers with the name of each
+case, and with each sample.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
-from edgellm import errors
 from edgellm._typed import build
-from edgellm.benchmarks import conditions, energy, machine, opening
+from edgellm.benchmarks import conditions, energy, fresh, machine, opening
 from edgellm.benchmarks.cases import DIGITS, Cases, Engine, Mark, OwnLoop, Timed, Watch, Where, agreement, nothing, observe
+from edgellm.benchmarks.fresh import Said
 from edgellm.benchmarks.opening import Opened
 from edgellm.benchmarks.peers import quiet
 from edgellm.benchmarks.result import Case, Lane, Quality, Sample
-from edgellm.errors import EdgeError, InferenceError
+from edgellm.errors import EdgeError
 from edgellm.runtimes.threads import allowed_cpus
 
-# Ctrl-C reaches the parent too, which ends this process; it is not to die half-way in an import, with a traceback.
-CHILD = (
-    "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
-    "from edgellm.benchmarks.child import main; main(sys.argv[1])"
-)
 CHECKED = 32  # tokens before, and steps, of the check that steps are right
 COLD_SHARE = 0.5  # of its files that storage has to deliver for a load to have been cold
 Task = Literal["check", "quality", "cold", "round", "sustained"]
@@ -85,31 +75,14 @@ def run(job: Job, progress: Callable[[str], None], keep: Callable[[Sample], None
         EdgeError: as the process met it.
         InferenceError: the process died.
     """
-    quietly = subprocess.DEVNULL
-    stderr = quietly if sys.stderr is None else None
-    # -P: no module from the folder where the user stands, which may be a bundle that somebody else made
-    command = [sys.executable, "-P", "-c", CHILD, json.dumps(dataclasses.asdict(job))]
-    with subprocess.Popen(command, stdin=quietly, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as process:
-        try:
-            heard = _listen(process.stdout, progress, keep)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        what = f"the process that measured it ended with status {process.returncode}"
-        raise InferenceError(what, where=job.path, fix="free memory and try again")
-    return heard
+    agreed: float | None = None
+    quality: Quality | None = None
+    notes: list[str] = []
 
-
-def _listen(lines: IO[str] | None, progress: Callable[[str], None], keep: Callable[[Sample], None]) -> Heard:
-    agreed, quality, notes = None, None, list[str]()
-    for line in lines or ():
-        said = json.loads(line)
+    def hear(said: Said) -> None:
+        nonlocal agreed, quality
         if "case" in said:
             progress(said["case"])
-        elif "error" in said:
-            kind = getattr(errors, said["error"])
-            raise kind(said["what"], where=said["where"], fix=said["fix"])
         elif "sample" in said:
             keep(build(Sample, said["sample"]))
         elif "note" in said:
@@ -118,27 +91,14 @@ def _listen(lines: IO[str] | None, progress: Callable[[str], None], keep: Callab
             quality = build(Quality, said["quality"])
         else:
             agreed = said["agreement"]
+
+    fresh.run(__name__, dataclasses.asdict(job), hear, where=job.path)
     return Heard(agreed, quality, tuple(notes))
 
 
-def main(asked: str) -> None:
+def work(asked: object) -> Iterator[Said]:
     """What the fresh process does."""
-    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with Path(os.devnull).open("wb") as sink:
-        os.dup2(sink.fileno(), 1)
-
-    def say(**said: Any) -> None:
-        print(json.dumps(said), file=ours, flush=True)
-
-    job = build(Job, json.loads(asked))
-    try:
-        for said in _do(job):
-            say(**said)
-    except EdgeError as error:
-        say(error=type(error).__name__, what=error.what, where=error.where, fix=error.fix)
-
-
-def _do(job: Job) -> Iterator[dict[str, Any]]:
+    job = build(Job, asked)
     opening.prepare(job.lane, Path(job.path))
     with contextlib.ExitStack() as stack:
         counter = energy.find_counter()
@@ -163,11 +123,16 @@ def _do(job: Job) -> Iterator[dict[str, Any]]:
             yield from _looked_at(job, opened)
 
 
-def _looked_at(job: Job, opened: Opened) -> Iterator[dict[str, Any]]:
-    """What the lane says, of an engine that shows its logits."""
+def _looked_at(job: Job, opened: Opened) -> Iterator[Said]:
+    """What the lane says, of an engine that shows its logits.
+
+    One with a loop of its own takes other ways to its logits than to its tokens: those are checked where they are timed.
+    """
     if not isinstance(opened.engine, Engine):
         return
     if job.task == "check":
+        if isinstance(opened.engine, OwnLoop):
+            return
         yield {"case": "its tokens"}
         count = min(CHECKED, opened.context // 2)
         yield {"agreement": agreement(opened.engine, list(job.ids[:count]), count)}
@@ -178,22 +143,28 @@ def _looked_at(job: Job, opened: Opened) -> Iterator[dict[str, Any]]:
         yield {"quality": dataclasses.asdict(quality.judge(opened.engine, job.ids, Path(job.reference)))}
 
 
-def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[dict[str, Any]]:
+def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[Said]:
     cases = Cases(opened.engine, job.ids, watch, _where(job), opened.chain(job.ids))
     wanted = [case for case in job.cases if case.state != "cached" or not isinstance(opened.engine, OwnLoop)]
     longest = max(wanted, key=lambda case: max(case.prompt, case.depth))
+    made: list[Sample] = []
     cases.run(longest)  # buffers grow to their size, and code is paged in: what only the first call of a process pays
     for case in random.Random(f"{job.seed} {job.lane.id} {job.round}").sample(wanted, len(wanted)):
         yield {"case": case.name}
         try:
-            yield _said(cases.run(case))
+            made.append(cases.run(case))
         except EdgeError as error:
             if case.kind != "chain":
                 raise
             yield {"note": f"{job.lane.id}: {case.name}: {error}"}  # its text has no way, and everything else is as it was
+        else:
+            yield _said(made[-1])
+    if job.round == 0 and isinstance(opened.engine, OwnLoop):  # once: that later rounds say the same is looked at elsewhere
+        yield {"case": "its tokens"}
+        yield {"agreement": cases.agreement(made)}
 
 
-def _cold(job: Job, watch: Watch) -> Iterator[dict[str, Any]]:
+def _cold(job: Job, watch: Watch) -> Iterator[Said]:
     """Load from storage, and up to the first token; nothing where its files could not be driven out of memory."""
     load, first = job.cases
     files = opening.files(job.lane, Path(job.path))
@@ -242,5 +213,5 @@ def _watch(counter: energy.Counter | None) -> Watch:
     )
 
 
-def _said(sample: Sample) -> dict[str, Any]:
+def _said(sample: Sample) -> Said:
     return {"sample": dataclasses.asdict(sample)}

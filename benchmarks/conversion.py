@@ -9,20 +9,21 @@ from the first trial on.
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
+import dataclasses
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from edgellm.benchmarks import models
+from edgellm._typed import build
+from edgellm.benchmarks import fresh, models, script
+from edgellm.benchmarks.fresh import Said
 from edgellm.benchmarks.machine import machine, peak_rss
 
-CHILD = "import sys; from edgellm.benchmarks.conversion import child; child(*sys.argv[1:])"
+MODULE = "edgellm.benchmarks.conversion"  # whatever it is called while it is a command
 
 
 @dataclass(frozen=True)
@@ -37,21 +38,22 @@ def measure(step: str, source: Path, output: Path) -> Cost:
     """Run one of STEPS in a fresh process; `output` must not exist yet.
 
     Raises:
-        subprocess.CalledProcessError: it failed; its stderr says why.
+        EdgeError: as the step met it, or the process died.
     """
-    command = [sys.executable, "-c", CHILD, step, str(source), str(output)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, encoding="utf-8", errors="replace")
-    return Cost(**json.loads(done.stdout.splitlines()[-1]))
+    found: list[Cost] = []
+    job = {"step": step, "source": str(source), "output": str(output)}
+    fresh.run(MODULE, job, lambda said: found.append(build(Cost, said)), where=source)
+    return found[0]
 
 
-def child(step: str, source: str, output: str) -> None:
-    """What the fresh process does: one step, its cost on stdout."""
+def work(asked: Mapping[str, str]) -> Iterator[Said]:
+    """What the fresh process does: one step."""
     from edgellm import conversion  # noqa: F401 - imports are not what is measured
 
-    run = STEPS[step]
+    run = STEPS[asked["step"]]
     started = time.perf_counter()
-    run(Path(source), Path(output))
-    print(json.dumps({"seconds": time.perf_counter() - started, "rss": peak_rss()}))
+    run(Path(asked["source"]), Path(asked["output"]))
+    yield dataclasses.asdict(Cost(time.perf_counter() - started, peak_rss()))
 
 
 def _convert(target: str, method: str | None, quant: str, source: Path, output: Path) -> None:
@@ -99,6 +101,7 @@ STEPS: dict[str, Callable[[Path, Path], None]] = {
 }
 
 
+@script.ends
 def main() -> None:
     """The command: a Markdown table."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.conversion", description=__doc__)
@@ -121,4 +124,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

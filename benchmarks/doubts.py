@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from edgellm.benchmarks import conditions, figures
+from edgellm.benchmarks import conditions, emulation, figures
 from edgellm.benchmarks.figures import Figure
 from edgellm.benchmarks.limit import last_level_bytes
 from edgellm.benchmarks.result import Lane, Run
@@ -59,6 +59,9 @@ def _doubts(lane: Lane, run: Run, figures: Sequence[Figure]) -> list[str]:
     busy = conditions.disturbed([each for each in run.samples if each.lane == lane.id and each.round])
     if busy is not None:
         found.append(busy)
+    substitute = emulation.software(lane.device)
+    if substitute is not None:
+        found.append(f"{substitute}: it says what the lane says, and nothing of how fast a GPU is")
     if any(each.measure == "bandwidth share" and each.median > 1 for each in figures):
         found.append("it reads more than memory gives: its weights stay in the processor's cache")
     if lane.agreement is None:

@@ -20,6 +20,8 @@ FIELDS = {"vendor_id": "x86", "CPU implementer": "arm", "uarch": "riscv", "mmu":
 FILES = {f"{sysfs.CPUS}/cpu0/regs/identification/midr_el1": "arm", f"{sysfs.CPUS}/cpu0/microcode": "x86"}
 KERNEL = "proc/sys/kernel/arch"
 TRANSLATED = "QEMU TCG CPU"  # the model name of QEMU's largest processor where it translates
+# What plays a GPU on the processor, as its drivers call themselves: of Chromium, Mesa, Windows; and what a browser calls one.
+SOFTWARE = ("swiftshader", "llvmpipe", "lavapipe", "softpipe", "swrast", "basic render", "(software)")
 MAX_ARM = ("0x00", "0x051")  # its implementer and part on ARM, which no chip has
 
 
@@ -51,6 +53,17 @@ def virtual(root: Path = sysfs.ROOT) -> str | None:
     """A sentence for the notes where this is a virtual machine, as far as the kernel tells (x86, Xen); else None."""
     if "hypervisor" in _fields(root).get("flags", "").split() or sysfs.text(root / "sys/hypervisor/type"):
         return "a virtual machine: its host may take processors and memory bandwidth away, and tells no temperature or clock"
+    return None
+
+
+def software(device: str) -> str | None:
+    """Why this device is none, in a clause; None if its name says nothing of that.
+
+    Args:
+        device: as `Lane.device` has it: "WebGPU: Google SwiftShader".
+    """
+    if any(name in device.lower() for name in SOFTWARE):
+        return f"software plays the GPU ({device})"
     return None
 
 

@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from edgellm.benchmarks.emulation import software
 from edgellm.benchmarks.result import Case, Kind, Lane, Run, Sample, State
 
 # The parts of a chain, in the order in which a text goes through them.
@@ -93,7 +94,7 @@ def _figures(run: Run, *, warm: bool, lane: str | None = None, case: Case | None
         if (sample.round == 0) == warm and lane in (None, sample.lane) and case in (None, sample.case):
             samples.setdefault((sample.lane, sample.case), []).append(sample)
     for each in run.lanes:
-        if each.failed is not None:  # what it measured is in the file, and is no result
+        if each.failed is not None or software(each.device):  # what it measured is in the file, and is no result
             continue
         for found in sorted((case for id_, case in samples if id_ == each.id), key=_order):
             for name, (unit, higher, value) in _measures(run, each, found).items():

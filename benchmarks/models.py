@@ -19,8 +19,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.benchmarks import script
 from edgellm.bundle import cache_dir, sha256_file
-from edgellm.errors import EdgeError, ResourceError, SourceError
+from edgellm.errors import ResourceError, SourceError
 
 CHUNK = 1 << 20
 
@@ -171,7 +172,8 @@ def source(name: str, hub_id: str) -> str:
     return hub_id
 
 
-def main() -> int:
+@script.ends
+def main() -> None:
     """Fetch the models that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.models", description="Fetch real models.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"{', '.join(MODELS)}; all of them by default")
@@ -179,16 +181,11 @@ def main() -> int:
     parser.add_argument("--source", metavar="NAME", help="print what to convert: --hub's id if it can be reached, else a file")
     parser.add_argument("--hub", metavar="ID", default="", help="the hub id for --source")
     arguments = parser.parse_args()
-    try:
-        if arguments.source:
-            print(source(arguments.source, arguments.hub))
-            return 0
-        for name in arguments.names or MODELS:
-            print(f"{name}: {fetch(name, arguments.folder)}  ({MODELS[name].license})")
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    if arguments.source:
+        print(source(arguments.source, arguments.hub))
+        return
+    for name in arguments.names or MODELS:
+        print(f"{name}: {fetch(name, arguments.folder)}  ({MODELS[name].license})")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from edgellm.benchmarks import script
 from edgellm.bundle import Bundle
 from edgellm.runtimes import onnx
 
@@ -88,6 +90,7 @@ def _operator(arguments: Mapping[str, Any]) -> str:
     return f"{name} to {shapes[0][-1]}" if name in ("MatMulNBits", "FusedMatMul") and shapes else name
 
 
+@script.ends
 def main() -> None:
     """The command: a Markdown table for each."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.operators", description=__doc__)
@@ -102,4 +105,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,12 +19,12 @@ import re
 import sys
 from pathlib import Path
 
-from edgellm.benchmarks import report
+from edgellm.benchmarks import report, script
 from edgellm.benchmarks.frontier import plot
 from edgellm.benchmarks.frontier import table as frontier
 from edgellm.benchmarks.peers import table as peers
 from edgellm.benchmarks.result import Run, read
-from edgellm.errors import EdgeError, ResourceError, UsageError
+from edgellm.errors import ResourceError, UsageError
 
 PAGE = Path("docs/benchmarks.md")
 MAIN = ("headline", "ratios", "limit", "first-token", "machine")  # sections of a report
@@ -62,7 +62,8 @@ def _region(file: str, kind: str, folder: Path) -> str:
     return f"{BEGIN}{file} {kind} -->\n\n{body}\n\n{END}"
 
 
-def main() -> int:
+@script.ends
+def main() -> None:
     """Draw a page's tables and pictures."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.page", description="Draw a page from its runs.")
     parser.add_argument("page", nargs="?", type=Path, default=PAGE)
@@ -70,15 +71,10 @@ def main() -> int:
     try:
         text = page.read_text(encoding="utf-8")
         page.write_text(drawn(text, page.parent), encoding="utf-8")
-        for file, picture in PICTURE.findall(text):
-            plot.draw(read(page.parent / file), page.parent / picture)
     except OSError as error:
-        print(f"error: {ResourceError(error.strerror or str(error), where=page, fix='choose another page')}", file=sys.stderr)
-        return 1
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        raise ResourceError(error.strerror or str(error), where=page, fix="choose another page") from error
+    for file, picture in PICTURE.findall(text):
+        plot.draw(read(page.parent / file), page.parent / picture)
 
 
 if __name__ == "__main__":

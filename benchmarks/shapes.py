@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, decoders, models
 
-from edgellm.benchmarks import conversion, result
+from edgellm.benchmarks import conversion, result, script
 from edgellm.benchmarks.result import Settings
 from edgellm.benchmarks.run import measure
 from edgellm.bundle import Bundle
-from edgellm.errors import EdgeError
 
 CHUNK = 1 << 25  # values of the random block that all tensors are cut from
 SPREAD = 0.02
@@ -121,7 +120,8 @@ def make(name: str, folder: Path) -> Path:
         shutil.rmtree(source, ignore_errors=True)
 
 
-def main() -> int:
+@script.ends
+def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m edgellm.benchmarks.shapes", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SHAPES)}; none is all of them")
@@ -135,20 +135,12 @@ def main() -> int:
     command = shlex.join(["python", "-m", "edgellm.benchmarks.shapes", *sys.argv[1:]])
     if not arguments.json.parent.is_dir():
         parser.error(f"no such folder: {arguments.json.parent}")
-    try:
-        with tempfile.TemporaryDirectory(prefix="edgellm-shapes-", dir=arguments.folder) as scratch:
-            bundles = [Bundle.open(make(name, Path(scratch))) for name in arguments.names or SHAPES]
-            say = partial(print, file=sys.stderr, flush=True)
-            settings = Settings(prompts=(128,), depths=(0,), decode=32, trials=arguments.trials)
-            done = measure(bundles, (), settings, command=command, chat=False, progress=say)
-        result.write(done, arguments.json)
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+    with tempfile.TemporaryDirectory(prefix="edgellm-shapes-", dir=arguments.folder) as scratch:
+        bundles = [Bundle.open(make(name, Path(scratch))) for name in arguments.names or SHAPES]
+        say = partial(print, file=sys.stderr, flush=True)
+        settings = Settings(prompts=(128,), depths=(0,), decode=32, trials=arguments.trials)
+        done = measure(bundles, (), settings, command=command, chat=False, progress=say)
+    result.write(done, arguments.json)
 
 
 if __name__ == "__main__":

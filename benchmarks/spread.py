@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from edgellm.benchmarks.figures import Figure
 
 ALPHA = 0.01
+SURE = f"{100 * (1 - ALPHA):g} %"  # as tables call their intervals
 DRAWS = 200_000  # of a parametric bootstrap: 2,000 of them past the threshold
 LABELLINGS = 4_000  # where there are more, so many are drawn
 MANY_ROUNDS = 16  # by order their interval is narrow enough, and stray ones do not matter

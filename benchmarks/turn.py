@@ -10,21 +10,18 @@ steps that were made stand for all.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import signal
-import subprocess
-import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
-from edgellm import errors
 from edgellm._typed import build
+from edgellm.benchmarks import fresh
+from edgellm.benchmarks.fresh import Said
 from edgellm.bundle import Bundle
-from edgellm.errors import EdgeError, InferenceError, UsageError
+from edgellm.errors import UsageError
 from edgellm.runtimes import open_runtime
 from edgellm.runtimes.session import Runtime
 from edgellm.runtimes.tuned import How
@@ -32,7 +29,6 @@ from edgellm.runtimes.tuned import How
 PROMPT, ANSWER = 256, 128
 ENOUGH = 4.0  # seconds of decoding after which the rest is known
 LEAST = 8  # steps that are made whatever they take
-CHILD = "import sys; from edgellm.benchmarks.turn import child; child(sys.argv[1])"
 
 
 @dataclass(frozen=True)
@@ -110,35 +106,13 @@ def apart(path: str | os.PathLike[str], how: How) -> Turn:
         EdgeError: as `measure`.
         InferenceError: the process died.
     """
-    job = json.dumps(dataclasses.asdict(Job(os.fspath(path), how)))
-    stderr = subprocess.DEVNULL if sys.stderr is None else None
-    # -P: no module from the folder where the user stands, which may be a bundle that somebody else made
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", CHILD, job],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        encoding="utf-8",
-        check=False,
-    )
-    if done.returncode:
-        what = f"the process that measured it ended with status {done.returncode}"
-        raise InferenceError(what, where=path, fix="free memory and try again")
-    said = json.loads(done.stdout)
-    if "error" in said:
-        raise getattr(errors, said["error"])(said["what"], where=said["where"], fix=said["fix"])
-    return build(Turn, said)
+    found: list[Turn] = []
+    job = dataclasses.asdict(Job(os.fspath(path), how))
+    fresh.run(__name__, job, lambda said: found.append(build(Turn, said)), where=path)
+    return found[0]
 
 
-def child(asked: str) -> None:
-    """What the fresh process does: its standard output is for the answer, so native libraries get none."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it reaches the parent too, which ends this process
-    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    with Path(os.devnull).open("wb") as sink:
-        os.dup2(sink.fileno(), 1)
-    job = build(Job, json.loads(asked))
-    try:
-        said = dataclasses.asdict(measure(job.path, job.how))
-    except EdgeError as error:
-        said = {"error": type(error).__name__, "what": error.what, "where": error.where, "fix": error.fix}
-    print(json.dumps(said), file=ours, flush=True)
+def work(asked: object) -> Iterator[Said]:
+    """What the fresh process does."""
+    job = build(Job, asked)
+    yield dataclasses.asdict(measure(job.path, job.how))

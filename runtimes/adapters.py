@@ -40,7 +40,15 @@ def version(adapter: ModuleType) -> str | None:
 
 
 def installed(bundle: Bundle) -> dict[str, str]:
-    """The runtimes that have a graph in the bundle and are installed here, with their packages' versions."""
-    adapters = {name: adapter for name in bundle.graphs if (adapter := find(name)) is not None}
+    """The runtimes that have a graph in the bundle and can run here, with their packages' versions.
+
+    One whose package would not run on this processor says so by its `unfit`.
+    """
+    adapters = {name: adapter for name in bundle.graphs if (adapter := find(name)) is not None and not _unfit(adapter)}
     versions = {name: version(adapter) for name, adapter in adapters.items()}
     return {name: found for name, found in versions.items() if found is not None}
+
+
+def _unfit(adapter: ModuleType) -> str | None:
+    reason: str | None = adapter.unfit() if hasattr(adapter, "unfit") else None
+    return reason

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from edgellm.bundle import Bundle, Graph
 from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import adapters, memory, tflite_file
+from edgellm.runtimes.processor import lacks_atomics
 from edgellm.runtimes.session import Logits
 from edgellm.runtimes.tflite_common import (
     AXES,
@@ -133,8 +134,16 @@ class Model:
         return details
 
 
+def unfit() -> str | None:
+    """Why ai-edge-litert cannot run on this processor, or None: on one before ARMv8.1 its library ends the process."""
+    return "ai-edge-litert needs ARMv8.1, and this processor has not its atomic instructions" if lacks_atomics() else None
+
+
 def open_model(path: Path, sha256: str, threads: int) -> Model:
     """Load a file whose content has this sha256. Raises as `load`."""
+    against = unfit()
+    if against is not None:
+        raise RuntimeUnavailable(against, fix="convert the model again with --target onnx, or tflite-compat")
     try:
         from ai_edge_litert.compiled_model import CompiledModel  # type: ignore[import-untyped]
         from ai_edge_litert.hardware_accelerator import HardwareAccelerator  # type: ignore[import-untyped]

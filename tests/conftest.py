@@ -15,7 +15,7 @@ from edgellm.bundle import cache_dir
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 REAL_CACHE = cache_dir()
-KEPT = ("models", "peers", "permuted")  # of the user's cache: what is costly to make
+KEPT = ("models", "peers", "permuted", "browser")  # of the user's cache: what is costly to make
 
 
 @pytest.fixture(scope="session", autouse=True)

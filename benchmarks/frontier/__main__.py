@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from edgellm.benchmarks import gguf_file, result
+from edgellm.benchmarks import gguf_file, result, script
 from edgellm.benchmarks.frontier import plot, table
 from edgellm.benchmarks.peers import command
 from edgellm.benchmarks.permuted import SUFFIX
-from edgellm.errors import EdgeError, UsageError
+from edgellm.errors import UsageError
 
 PROGRAM = "edgellm.benchmarks.frontier"
 MODELS = (f"smollm2{SUFFIX}",)  # larger ones take hours
@@ -29,27 +29,20 @@ ENGINES = (
 UNQUANTIZED = ("F32", "F16", "BF16")
 
 
-def main() -> int:
+@script.ends
+def main() -> None:
     """Measure or read, draw, write."""
     parser = command.parser(PROGRAM, "Quality against speed, beside llama.cpp's files.", models=MODELS, engines=ENGINES)
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw a picture: .svg or .png")
     arguments = parser.parse_args()
-    try:
-        command.check(arguments)
+    command.check(arguments)
+    if arguments.plot:
+        plot.check(arguments.plot)
+    run = result.read(arguments.from_json) if arguments.from_json else command.run(arguments, PROGRAM, admit)
+    if run is not None:
+        command.write(run, table.markdown(run), arguments)
         if arguments.plot:
-            plot.check(arguments.plot)
-        run = result.read(arguments.from_json) if arguments.from_json else command.run(arguments, PROGRAM, admit)
-        if run is not None:
-            command.write(run, table.markdown(run), arguments)
-            if arguments.plot:
-                plot.draw(run, arguments.plot)
-    except EdgeError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    return 0
+            plot.draw(run, arguments.plot)
 
 
 def admit(name: str, source: Path) -> None:

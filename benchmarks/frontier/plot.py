@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from edgellm.benchmarks.frontier.points import Point, frontier, points, speed_at
+from edgellm.benchmarks.frontier.points import Point, decode_at, frontier, points
 from edgellm.benchmarks.frontier.table import decodes, split
 from edgellm.benchmarks.peers import table
 from edgellm.benchmarks.result import Run
@@ -68,7 +68,8 @@ def _panel(axes: Any, every: Sequence[Point]) -> None:
     line = frontier(theirs)
     if line:
         kls = np.geomspace(line[0].kl, max(each.kl for each in every), 50)
-        axes.plot(kls, [speed_at(max(kl, line[0].kl), line) for kl in kls.tolist()], color=THEIR_COLOR, lw=0.8, ls="--")
+        speeds = [decode_at(max(kl, line[0].kl), line) for kl in kls.tolist()]
+        axes.plot(kls, [each and each.median for each in speeds], color=THEIR_COLOR, lw=0.8, ls="--")
     for imatrix, label in ((False, "llama.cpp"), (True, "llama.cpp, importance matrix")):
         some = [each for each in theirs if ("-imatrix" in each.lane.variant) == imatrix]
         face = THEIR_COLOR if imatrix else "none"

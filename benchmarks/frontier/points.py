@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from edgellm.benchmarks.figures import Figure
 from edgellm.benchmarks.peers import table
 from edgellm.benchmarks.peers.table import Index
 from edgellm.benchmarks.result import Case, Lane, Quality
@@ -22,12 +22,17 @@ class Point:
     Attributes:
         lane: its row in the run.
         quality: how close it is to the source.
-        speed: tokens a second, the median over rounds.
+        decode: tokens a second, by round.
     """
 
     lane: Lane
     quality: Quality
-    speed: float
+    decode: Figure
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second, the median over rounds."""
+        return self.decode.median
 
     @property
     def kl(self) -> float:
@@ -37,12 +42,8 @@ class Point:
 
 def points(found: Index, lanes: Sequence[Lane], case: Case) -> list[Point]:
     """Every lane whose closeness and speed are both known, in their order."""
-    speeds = [(lane, table.rounds(found, lane, case, "speed")) for lane in lanes]
-    return [
-        Point(lane, lane.quality, statistics.median(by_round.values()))
-        for lane, by_round in speeds
-        if lane.quality is not None and by_round
-    ]
+    speeds = [(lane, found.get((lane.id, case, "speed"))) for lane in lanes]
+    return [Point(lane, lane.quality, decode) for lane, decode in speeds if lane.quality is not None and decode is not None]
 
 
 def frontier(every: Sequence[Point]) -> list[Point]:
@@ -60,15 +61,18 @@ def fastest_as_close(ours: Point, theirs: Sequence[Point]) -> Point | None:
     return max(close, key=lambda each: each.speed, default=None)
 
 
-def speed_at(kl: float, line: Sequence[Point]) -> float | None:
-    """Tokens a second on a frontier at a KL: between two points straight in the logarithms of both.
+def decode_at(kl: float, line: Sequence[Point]) -> Figure | None:
+    """Tokens a second on a frontier at a KL, round by round: between two points straight in the logarithms of both.
 
-    Beyond its fastest point that point's speed, because a file may always be closer; None where no point is as close.
+    Beyond its fastest point that point's own, because a file may always be closer; None where no point is as close, or where
+    its two neighbours have no round in common.
     """
     if not line or kl < line[0].kl:
         return None
     for left, right in pairwise(line):
         if left.kl <= kl <= right.kl:
             part = math.log(kl / left.kl) / math.log(right.kl / left.kl)
-            return math.exp((1 - part) * math.log(left.speed) + part * math.log(right.speed))
-    return line[-1].speed
+            slow, fast = left.decode.by_round, right.decode.by_round
+            by_round = {number: slow[number] ** (1 - part) * fast[number] ** part for number in slow if number in fast}
+            return replace(left.decode, by_round=by_round) if by_round else None
+    return line[-1].decode

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgellm.benchmarks.frontier.points import Point, fastest_as_close, frontier, points, speed_at
+from edgellm.benchmarks.frontier.points import Point, decode_at, fastest_as_close, frontier, points
 from edgellm.benchmarks.peers import table
 from edgellm.benchmarks.peers.lanes import label
 from edgellm.benchmarks.peers.table import OURS, Index
 from edgellm.benchmarks.result import Case, Lane, Run
+from edgellm.benchmarks.spread import Ratio
 
 THEIRS = "llama.cpp"
 AIM = 1.3  # times the decode of their best file that is as close
@@ -22,9 +23,9 @@ HOW = (
 )
 RATIOS = (
     "llama.cpp's best file is the fastest whose KL is no higher than ours, or so little higher that it is a tie: by less "
-    "than two standard errors of the difference over the same positions. The ratio is edgellm / llama.cpp, median to "
-    "median, in brackets the lowest and highest within a round. Between files is the ratio to llama.cpp's frontier at our "
-    "very KL, taken straight in the logarithms of KL and speed between its two nearest files; it has no tie."
+    f"than two standard errors of the difference over the same positions. Ratios are edgellm / llama.cpp, {table.INTERVALS}. "
+    "Between files is the ratio to llama.cpp's frontier at our very KL, taken round by round and straight in the logarithms of "
+    "KL and speed between its two nearest files; it has no tie."
 )
 
 
@@ -35,19 +36,24 @@ def markdown(run: Run) -> str:
     for model, source, threads in table.groups(run):
         lanes = table.rows(run, model, threads)
         lines += [f"## {model} ({source}), {table.count(threads, 'thread')}", ""]
-        lines += [*_files(found, lanes), "", *_ratios(found, lanes)]
+        lines += [*_files(found, lanes), "", *_ratios(found, lanes, run.settings.seed)]
     return "\n".join(lines + table.foot(run))
 
 
 def lead(run: Run) -> str:
-    """A row for each of ours with its ratios in every case, and in how many of them the aim is reached; a table a model."""
+    """A row for each of ours with its ratios in every case; a table a model.
+
+    The ratios are in bold as elsewhere. The last column says in how many cases the ratio to the best file reaches the aim, and
+    in brackets in how many its whole interval does.
+    """
     found = table.index(run)
     lines = []
     for model in dict.fromkeys(lane.model for lane in run.lanes):
         threads = list(dict.fromkeys(lane.threads for lane in run.lanes if lane.model == model))
         counts = f"{' / '.join(map(str, threads))} {'thread' if threads == [1] else 'threads'}"
         titles = [f"{case.name.removeprefix('decode ')}, {counts}" for case in decodes(found)]
-        lines += table.rows_of([["edgellm", "KL", *titles, f"{AIM} times reached"], *_leads(found, run, model, threads)])
+        first = ["edgellm", "KL", *titles, f"{AIM} times reached (surely)"]
+        lines += table.rows_of([first, *_leads(found, run, model, threads)])
         lines.append("")
     return "\n".join(lines)
 
@@ -58,27 +64,35 @@ def _leads(found: Index, run: Run, model: str, threads: Sequence[int]) -> list[l
     names = [mine for mine in some[0] if mine.engine == OURS and mine.quality is not None]
     made = []
     for name in sorted(names, key=lambda lane: lane.quality.kl if lane.quality else 0.0):
-        cells, reached = [], []
+        cells, best = [], list[Ratio]()
         for case in decodes(found):
-            pairs = [_both(found, lanes, name, case) for lanes in some]
-            reached += [ratio >= AIM for ratio, _ in pairs if ratio is not None]
-            best, between = (
-                " / ".join("-" if each is None else f"{each:.2f}" for each in half) for half in zip(*pairs, strict=True)
-            )
-            cells.append(f"{best} ({between})")
-        verdict = "no file of llama.cpp's is as close" if not reached else f"{sum(reached)} of {len(reached)}"
+            pairs = [_both(found, lanes, name, case, run.settings.seed) for lanes in some]
+            best += [each for each, _ in pairs if each is not None]
+            halves = (" / ".join(map(_short, half)) for half in zip(*pairs, strict=True))
+            cells.append("{} ({})".format(*halves))
+        reached = sum(each.value >= AIM for each in best)
+        surely = sum(each.low is not None and each.low >= AIM for each in best)
+        verdict = f"{reached} of {len(best)} ({surely})" if best else "no file of llama.cpp's is as close"
         made.append([table.own_label(name), table.closeness(name)[0], *cells, verdict])
     return made
 
 
-def _both(found: Index, lanes: Sequence[Lane], name: Lane, case: Case) -> tuple[float | None, float | None]:
+def _short(found: Ratio | None) -> str:
+    return "-" if found is None else table.bold(f"{found.value:.2f}", table.clears(found))
+
+
+def _both(found: Index, lanes: Sequence[Lane], name: Lane, case: Case, seed: int) -> tuple[Ratio | None, Ratio | None]:
     """The ratio of one of ours to the best file that is as close, and that to the frontier at its very KL."""
     ours, theirs = split(points(found, lanes, case))
     mine = next((each for each in ours if table.own_label(each.lane) == table.own_label(name)), None)
-    if mine is None:
-        return None, None
-    match, between = fastest_as_close(mine, theirs), speed_at(mine.kl, frontier(theirs))
-    return None if match is None else mine.speed / match.speed, None if between is None else mine.speed / between
+    return (None, None) if mine is None else _beside(mine, theirs, seed)[1:]
+
+
+def _beside(mine: Point, theirs: Sequence[Point], seed: int) -> tuple[Point | None, Ratio | None, Ratio | None]:
+    """The best file that is as close, the ratio to it, and that to the frontier at our very KL."""
+    match, between = fastest_as_close(mine, theirs), decode_at(mine.kl, frontier(theirs))
+    best = None if match is None else match.decode
+    return match, table.times(mine.decode, best, seed), table.times(mine.decode, between, seed)
 
 
 def decodes(found: Index) -> list[Case]:
@@ -98,11 +112,8 @@ def _files(found: Index, lanes: Sequence[Lane]) -> list[str]:
     rows = [["file", "bits", "MB", "KL", "top-1", *(case.name for case in columns)]]
     judged = [(lane.quality.kl, lane) for lane in lanes if lane.quality is not None]
     for _, lane in sorted(judged, key=lambda pair: pair[0]):
-        cells = [label(lane), _bits(lane), f"{lane.size / MB:.0f}", *table.closeness(lane)]
-        for case in columns:
-            text = table.text(table.rounds(found, lane, case, "speed"))
-            cells.append(f"**{text}**" if lane.id in best[case] else text)
-        rows.append(cells)
+        speeds = [table.bold(table.text(found.get((lane.id, case, "speed"))), lane.id in best[case]) for case in columns]
+        rows.append([label(lane), _bits(lane), f"{lane.size / MB:.0f}", *table.closeness(lane), *speeds])
     return table.rows_of(rows)
 
 
@@ -113,22 +124,15 @@ def _bits(lane: Lane) -> str:
     return own if half is None or own == f"{half:.2f}" else f"{own} ({half:.2f})"
 
 
-def _ratios(found: Index, lanes: Sequence[Lane]) -> list[str]:
+def _ratios(found: Index, lanes: Sequence[Lane], seed: int) -> list[str]:
     """A row for each of ours at each depth; nothing where there are none of ours, or none of llama.cpp's."""
     rows = [["edgellm", "decode after", "llama.cpp's best file as close", "KL ours / theirs", "ratio", "between files"]]
     for case in decodes(found):
         ours, theirs = split(points(found, lanes, case))
-        line = frontier(theirs)
         for mine in ours if theirs else []:
-            match = fastest_as_close(mine, theirs)
-            cells = [table.own_label(mine.lane), str(case.depth)]
-            if match is None:
-                cells += ["none is as close", f"{mine.kl:.4f} / {line[0].kl:.4f}", "-"]
-            else:
-                pair = (table.rounds(found, each.lane, case, "speed") for each in (mine, match))
-                ratio = table.times(*pair)
-                cells += [match.lane.variant, f"{mine.kl:.4f} / {match.kl:.4f}"]
-                cells += ["-" if ratio is None else ratio.text(2)]
-            speed = speed_at(mine.kl, line)
-            rows.append([*cells, "-" if speed is None else f"{mine.speed / speed:.2f}"])
+            match, ratio, between = _beside(mine, theirs, seed)
+            nearest = frontier(theirs)[0] if match is None else match
+            name = "none is as close" if match is None else match.lane.variant
+            cells = [table.own_label(mine.lane), str(case.depth), name, f"{mine.kl:.4f} / {nearest.kl:.4f}"]
+            rows.append([*cells, table.ratio_text(ratio), table.ratio_text(between)])
     return [RATIOS, "", *table.rows_of(rows), ""] if len(rows) > 1 else []

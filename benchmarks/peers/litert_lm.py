@@ -5,8 +5,8 @@ tokens a second were decoded, all of them together. It is given text, so a promp
 tokenizer makes so many of. Where it ends an answer early it is asked again, with the same prompt. The KV cache is float32;
 everything that is not said here is its default.
 
-Its API shows no logits (of given texts it tells their likelihood, and of other tokens nothing), so that its closeness is not
-measured: it is an `OwnLoop` and no `Engine`.
+Its API shows no logits (of given texts it tells their likelihood, and of other tokens nothing), so that neither its closeness
+is measured nor its tokens are checked, and the report says so: it is an `OwnLoop` and no `Engine`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgellm.benchmarks.cases import Written
 from edgellm.benchmarks.peers import edgellm_tflite
 from edgellm.benchmarks.peers.edgellm_onnx import make_bundle
 from edgellm.benchmarks.peers.engine import Variant
@@ -84,13 +85,13 @@ class LitertLmEngine:
     def time_prefill(self, ids: Sequence[int]) -> float:
         return float(self._answer(ids, 1).time_to_first_token_in_second)
 
-    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
+    def time_steps(self, ids: Sequence[int], steps: int) -> Written:
         seconds, left = 0.0, steps
         while left:
             told = self._answer(ids, left)
             seconds += told.last_decode_token_count / told.last_decode_tokens_per_second
             left -= told.last_decode_token_count
-        return seconds, ()
+        return Written(seconds)
 
     def close(self) -> None:
         self._engine.close()

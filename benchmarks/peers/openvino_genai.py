@@ -4,7 +4,9 @@ Speed is that of `LLMPipeline`, which is what its users run, by its own metrics:
 the time between two tokens, greedily sampled and not decoded to text. All its settings are its defaults but two: the number of
 threads, and the prefix cache, which would answer the second prefill of a prompt from memory. The load includes its
 tokenizer, as llama.cpp's does. `LLMPipeline` shows no logits, so closeness is measured on the same file by the same CPU
-plugin with the same settings, through a stateful infer request of the openvino package (which reads no GGUF by itself).
+plugin with the same settings, through a stateful infer request of the openvino package (which reads no GGUF by itself). That
+it is one model is checked in every run: the request has to find the tokens likeliest that the pipeline wrote while it was
+timed.
 
 Computation is in what the plugin chooses: on a CPU with bfloat16 in that, with activations rounded to 8 bit in groups of 32
 and a KV cache of unsigned 8 bit. Variants:
@@ -33,6 +35,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.benchmarks import gguf_file
+from edgellm.benchmarks.cases import Written
 from edgellm.benchmarks.peers.engine import Variant
 from edgellm.errors import InferenceError, ResourceError, SourceError
 from edgellm.runtimes.session import Logits
@@ -171,14 +174,10 @@ class OpenVinoEngine:
         metrics = self._generate(ids, 1).perf_metrics
         return float(metrics.raw_metrics.m_times_to_first_token[0]) / 1e6
 
-    def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, list[float]]:
-        metrics = self._generate(ids, steps + 1).perf_metrics
-        times = [float(each) / 1e6 for each in metrics.raw_metrics.m_durations]
-        return sum(times), times
-
-    def generate(self, ids: Sequence[int], count: int) -> list[int]:
-        """Greedy tokens of the pipeline after a prompt."""
-        return list(self._generate(ids, count).tokens[0])
+    def time_steps(self, ids: Sequence[int], steps: int) -> Written:
+        found = self._generate(ids, steps + 1)
+        times = [float(each) / 1e6 for each in found.perf_metrics.raw_metrics.m_durations]
+        return Written(sum(times), times, [int(token) for token in found.tokens[0]])
 
     def _generate(self, ids: Sequence[int], count: int) -> Any:
         genai = importlib.import_module("openvino_genai")

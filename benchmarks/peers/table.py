@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from edgellm.benchmarks.figures import Figure, figures
 from edgellm.benchmarks.metrics import standard_error
 from edgellm.benchmarks.peers import quiet
 from edgellm.benchmarks.peers.lanes import label
 from edgellm.benchmarks.result import Case, Lane, Quality, Run
-from edgellm.benchmarks.spread import Spread, spread
+from edgellm.benchmarks.spread import SURE, Ratio, ratio, spread
 
 MB = 1e6
 OURS = "edgellm"
 
 Index = Mapping[tuple[str, Case, str], Figure]
-Rounds = Mapping[int, float]
-
 
 LOAD = Case("load")
 
@@ -30,17 +28,21 @@ def markdown(run: Run) -> str:
     for model, source, threads in groups(run):
         lines += [f"## {model} ({source}), {count(threads, 'thread')}", ""]
         some = rows(run, model, threads)
-        lines += [*_engines(found, some), "", *_ratios(found, some), ""]
+        lines += [*_engines(found, some), "", *_ratios(found, some, run.settings.seed), ""]
     lines += foot(run)
     return "\n".join(lines)
 
 
+INTERVALS = (
+    f"the median of the rounds' ratios, and in brackets the {SURE} interval of that median. In bold: ratios whose "
+    "interval clears 1; all others are not told apart from 1. Without brackets there were too few rounds for an interval"
+)
 HOW = (
     "Speeds are tokens a second; decode is steps over the time that they took. Weights are the bits of the linears and the "
     "inputs that share a scale; then come the bits of embedding (tied or untied, where that matters) and head, and the "
     "type of the KV cache. "
     "Load is from files that were read before, beyond the imports. "
-    "Ratios are edgellm / peer, median to median; in brackets the lowest and highest within a round. "
+    f"Ratios are edgellm / peer, {INTERVALS}. "
     "KL is KL(source || engine) in nats with its standard error, the source being the same file at float32; "
     "a tie is a difference below two standard errors over the same positions; "
     "top-1 is how often both find the same token likeliest. RSS is the process's peak."
@@ -52,19 +54,13 @@ def index(run: Run) -> Index:
     return {(each.lane, each.case, each.measure): each for each in figures(run)}
 
 
-def rounds(found: Index, lane: Lane, case: Case, measure: str) -> Rounds:
-    """A figure by round; rounds that failed are not there."""
-    each = found.get((lane.id, case, measure))
-    return {} if each is None else each.by_round
-
-
-def peak(found: Index, lane: Lane) -> Rounds:
+def peak(found: Index, lane: Lane) -> Figure | None:
     """The process's peak RSS by round: the most that any case left behind."""
+    some = [each for each in found.values() if (each.lane, each.measure) == (lane.id, "rss")]
     most: dict[int, float] = {}
-    for each in found.values():
-        if (each.lane, each.measure) == (lane.id, "rss"):
-            most |= {number: max(value, most.get(number, 0.0)) for number, value in each.by_round.items()}
-    return most
+    for each in some:
+        most |= {number: max(value, most.get(number, 0.0)) for number, value in each.by_round.items()}
+    return replace(some[0], by_round=most) if some else None
 
 
 def cases(found: Index) -> list[Case]:
@@ -85,12 +81,27 @@ def rows(run: Run, model: str, threads: int) -> list[Lane]:
     return [lane for lane in run.lanes if (lane.model, lane.threads) == (model, threads)]
 
 
-def times(ours: Rounds, theirs: Rounds) -> Spread | None:
-    """Ours / theirs: their medians, and the lowest and highest within a round that both finished; None without one."""
-    within = [ours[number] / theirs[number] for number in ours.keys() & theirs.keys()]
-    if not within:
-        return None
-    return dataclasses.replace(spread(within), median=statistics.median(ours.values()) / statistics.median(theirs.values()))
+def times(ours: Figure | None, theirs: Figure | None, seed: int) -> Ratio | None:
+    """Ours / theirs, paired over the rounds; None where either has no figure."""
+    return None if ours is None or theirs is None else ratio(theirs, ours, seed)
+
+
+def clears(found: Ratio) -> bool:
+    """Whether the two are told apart."""
+    return found.verdict in ("faster", "slower")
+
+
+def ratio_text(found: Ratio | None) -> str:
+    """The ratio with its interval, in bold where that clears 1; or a dash."""
+    if found is None:
+        return "-"
+    interval = "" if found.low is None or found.high is None else f" ({found.low:.2f}-{found.high:.2f})"
+    return bold(f"{found.value:.2f}{interval}", clears(found))
+
+
+def bold(text: str, wanted: bool) -> str:
+    """In Markdown."""
+    return f"**{text}**" if wanted else text
 
 
 def head(run: Run, how: str) -> list[str]:
@@ -142,14 +153,14 @@ def _engines(found: Index, some: Sequence[Lane]) -> list[str]:
         kv = lane.recipe.kv if lane.recipe else None
         cells = [label(lane), _weights(lane), _ends(lane), kv or "-", f"{lane.size / MB:.0f}"]
         measures = [(LOAD, "import"), (LOAD, "time"), *((case, "speed") for case in columns)]
-        cells += [text(rounds(found, lane, *each)) for each in measures]
+        cells += [text(found.get((lane.id, *each))) for each in measures]
         rss = peak(found, lane)
-        cells += [f"{statistics.median(rss.values()) / MB:.0f}" if rss else "-", *closeness(lane)]
+        cells += ["-" if rss is None else f"{rss.median / MB:.0f}", *closeness(lane)]
         table.append(cells)
     return rows_of(table)
 
 
-def _ratios(found: Index, some: Sequence[Lane]) -> list[str]:
+def _ratios(found: Index, some: Sequence[Lane], seed: int) -> list[str]:
     """Ours against every peer of the same width, with both KLs in the same row."""
     columns = cases(found)
     table = [["edgellm", "peer", "embedding, head", *(case.name for case in columns), "load", "RSS"]]
@@ -160,17 +171,13 @@ def _ratios(found: Index, some: Sequence[Lane]) -> list[str]:
                 continue
             cells = [own_label(mine), label(theirs), f"{_ends(mine)} / {_ends(theirs)}"]
             measures = [*((case, "speed") for case in columns), (LOAD, "time")]
-            cells += [_ratio(rounds(found, mine, *each), rounds(found, theirs, *each)) for each in measures]
-            cells.append(_ratio(peak(found, mine), peak(found, theirs)))
+            pairs = [(found.get((mine.id, *each)), found.get((theirs.id, *each))) for each in measures]
+            pairs.append((peak(found, mine), peak(found, theirs)))
+            cells += [ratio_text(times(ours, peers, seed)) for ours, peers in pairs]
             a, b = mine.quality, theirs.quality
             cells += ["-", "-"] if a is None or b is None else [f"{a.kl:.4f} / {b.kl:.4f}", no_worse(a, b)]
             table.append(cells)
     return rows_of(table) if len(table) > 1 else []
-
-
-def _ratio(ours: Rounds, theirs: Rounds) -> str:
-    found = times(ours, theirs)
-    return "-" if found is None else found.text(2)
 
 
 def own_label(lane: Lane) -> str:
@@ -178,9 +185,9 @@ def own_label(lane: Lane) -> str:
     return f"{lane.runtime}:{lane.variant}"
 
 
-def text(by_round: Rounds) -> str:
+def text(figure: Figure | None) -> str:
     """The median with the lowest and the highest, or a dash."""
-    return spread(list(by_round.values())).text() if by_round else "-"
+    return "-" if figure is None else spread(figure.values).text()
 
 
 def closeness(lane: Lane) -> list[str]:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgellm.benchmarks.report.document import Block, Facts, Section, Text, clean
-from edgellm.benchmarks.report.headline import SURE
 from edgellm.benchmarks.report.texts import GB, error, many, number, size
 from edgellm.benchmarks.report.view import Entry, View
 from edgellm.benchmarks.result import Run
+from edgellm.benchmarks.spread import SURE
 from edgellm.card import GraphCard
 
 DEFINITIONS = (

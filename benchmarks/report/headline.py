@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from edgellm.benchmarks.figures import Figure
 from edgellm.benchmarks.report.charts import Bar, Bars, Chart, Mark, Marks, Side
 from edgellm.benchmarks.report.document import NONE, Block, Cell, Group, Row, Section, Table, Text, clean
-from edgellm.benchmarks.report.texts import error, joined, many, number, pieces, size
+from edgellm.benchmarks.report.texts import error, joined, many, number, percent, pieces, size
 from edgellm.benchmarks.report.view import Entry, View, cell, failure, with_notes
 from edgellm.benchmarks.result import Case
-from edgellm.benchmarks.spread import ALPHA, Ratio, ratio
+from edgellm.benchmarks.spread import SURE, Ratio, ratio
 
 ROWS = 14  # in one plot
 DEVICES = 6  # in one plot: as many symbols as are told apart
-SURE = f"{100 * (1 - ALPHA):g} %"
 MEDIANS = "medians over the rounds, with the lowest and the highest; the warm-up is not among them"
 
 
@@ -63,6 +62,9 @@ def headline(view: View) -> Section:
                 rows.append(failure(entry))
                 continue
             row = Row(entry.label, tuple(make(entry) for _, make, _ in columns), entry.look)
+            if entry.run.machine.emulated is not None:
+                rows.append(with_notes(row, [_emulated(entry)]))
+                continue
             why = [*entry.lane.doubts, *(["its run"] if entry.run.doubts and not entry.lane.doubts else [])]
             rows.append(with_notes(row, [f"⚠ doubtful: {clean(joined(why, 2))}"] if why else []))
         groups.append(Group(title, tuple(rows)))
@@ -72,6 +74,12 @@ def headline(view: View) -> Section:
         charts = [_bars(view.entries[0], case) for case in (shallow, longest) if case is not None]
         blocks += [chart for chart in charts if chart is not None]
     return Section("headline", "Main figures", tuple(blocks))
+
+
+def _emulated(entry: Entry) -> str:
+    agreed = entry.lane.agreement
+    checked = "" if agreed is None else f", {percent(agreed)} of its steps confirmed"
+    return f"⚠ emulated: its output counts{checked}, and its times do not"
 
 
 def _peak(entry: Entry) -> Figure | None:

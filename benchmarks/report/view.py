@@ -130,8 +130,10 @@ def _by_lane(some: Sequence[Figure]) -> dict[str, dict[tuple[str, str], Figure]]
 
 def _labels(lanes: Sequence[Lane]) -> list[str]:
     """Of each lane what differs between lanes; ids where that does not tell two lanes of different ids apart."""
+    ours, theirs = ({lane.model for lane in lanes if bool(lane.runtime) == own} for own in (True, False))
+    beside = len(theirs) == 1 and bool(ours - theirs)  # peers beside bundles are all made of their source: it tells nothing
     columns: list[Callable[[Lane], str]] = [
-        lambda lane: lane.model,
+        lambda lane: "" if beside and not lane.runtime else lane.model,
         lambda lane: lane.runtime or lane.engine,
         lambda lane: lane.variant,
         lambda lane: many(lane.threads, "thread"),
@@ -147,8 +149,8 @@ def _labels(lanes: Sequence[Lane]) -> list[str]:
 
 
 def _machines(runs: Sequence[Run]) -> tuple[str, ...]:
-    """By processor; several runs of one machine by their times, too, then counted."""
-    names = [clean(f"{run.machine.cpu}, {many(run.machine.cores, 'core')}") for run in runs]
+    """By what the user calls them and by processor; several runs of one machine by their times, too, then counted."""
+    names = [clean(f"{run.host}: " * bool(run.host) + f"{run.machine.cpu}, {many(run.machine.cores, 'core')}") for run in runs]
     counts = Counter(names)
     names = [f"{name}, {clean(run.started)[:16]}" if counts[name] > 1 else name for name, run in zip(names, runs, strict=True)]
     counts, seen = Counter(names), Counter[str]()

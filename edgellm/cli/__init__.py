@@ -33,6 +33,7 @@ EXTRAS = {
     "litert_lm_builder": "edgellm[litertlm]",
     "pyfastcdc": "edgellm[update]",
     "model_signing": "edgellm[sign]",
+    "asyncssh": "edgellm[ssh]",
 }
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgellm.cli._bench_compare import OrCompare
-from edgellm.cli._bench_table import table
+from edgellm.cli._bench_hosts import HERE, on_hosts
+from edgellm.cli._bench_table import packages, remarks, table
 from edgellm.cli._options import Duration, Numbers, check_target, names_of
 from edgellm.errors import UsageError
 
@@ -43,8 +44,22 @@ REFRESH = 1  # times a second: to draw on the terminal is work on the machine th
     metavar="MODEL",
     help="With --peers: the file or folder that BUNDLES are made of.",
 )
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="F", help="Write the run to F, '-' for stdout.")
-@click.option("--report", type=click.Path(path_type=Path), metavar="F", help="Draw a report: .html or .md.")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    metavar="H",
+    help="Measure there instead: ssh://user@board, a name of hosts.toml, 'all' of it, or 'here'. Give it once for each.",
+)
+@click.option("--phone", is_flag=True, help="Measure in the browser of a phone, which scans a code.")
+@click.option(
+    "--json",
+    "json_file",
+    type=click.Path(path_type=Path),
+    metavar="F",
+    help="Write the run to F, '-' for stdout; of several hosts, a file for each into the folder F.",
+)
+@click.option("--report", type=click.Path(path_type=Path), metavar="F", help="Draw a report: .html or .md, of all hosts.")
 def command(
     bundles: tuple[Path, ...],
     runtime: str | None,
@@ -56,6 +71,8 @@ def command(
     sustained: float | None,
     peers: str | None,
     source: Path | None,
+    hosts: tuple[str, ...],
+    phone: bool,
     json_file: Path | None,
     report: Path | None,
 ) -> None:
@@ -64,7 +81,8 @@ def command(
     \b
     Rounds are measured in shuffled order, each bundle and runtime in a process of its own. One bundle in all of its runtimes at
     the default number of threads: the one that decodes fastest becomes the one that run, chat and edgellm.load take here.
-    'edgellm bench compare OLD.json NEW.json' says what differs between two runs.
+    'edgellm bench compare OLD.json NEW.json' says what differs between two runs. With several hosts, 'here' is measured first,
+    then the others at once; one that fails is a row that says why, and the exit status 1.
     """
     from rich.console import Console
 
@@ -73,9 +91,6 @@ def command(
     from edgellm.benchmarks.result import Settings
     from edgellm.bundle import Bundle
 
-    for file in (json_file, report):
-        if file is not None and file != STDOUT:
-            check_target(file)
     if report is not None:
         reports.check(report)
     if (peers is None) != (source is None):
@@ -84,12 +99,19 @@ def command(
         )
     settings = Settings(threads or (0,), prompt, depth, decode, trials, sustained or 0.0)
     opened = [Bundle.open(path) for path in bundles]
+    if hosts != (HERE,) and (hosts or phone):
+        if peers is not None:
+            raise UsageError("peers are measured on this machine alone", where="--peers", fix="leave out --host and --phone")
+        on_hosts(hosts, opened, names_of(runtime), settings, phone=phone, json_file=json_file, report=report, here=measured)
+        return
+    if json_file is not None and json_file != STDOUT:
+        check_target(json_file)
     run = measured(opened, names_of(runtime), settings, names_of(peers), source)
     if json_file == STDOUT:
         click.echo(result.to_json(run), nl=False)
     else:  # before any file: a disk that is full by now takes nothing of it away
         Console().print(table(run))
-        for line in remarks(run, opened):
+        for line in [*remarks(run), *defaults(opened), packages(run)]:
             click.echo(line)
         if json_file is not None:
             result.write(run, json_file)
@@ -143,18 +165,13 @@ def _decode_rates(run: Run, model: str) -> dict[str, float]:
     return found
 
 
-def remarks(run: Run, bundles: Sequence[Bundle]) -> list[str]:
-    """What stands below the table: what speaks against it, what was left out, what is loaded from now on."""
+def defaults(bundles: Sequence[Bundle]) -> list[str]:
+    """What is loaded from now on."""
     from edgellm.runtimes.preference import choose
 
-    lines = [f"not to be quoted: {doubt}" for doubt in run.doubts]
-    for lane in run.lanes:
-        lines += [f"{lane.id}: failed: {lane.failed}"] if lane.failed else []
-        lines += [f"{lane.id}: {doubt}" for doubt in lane.doubts]
-    lines += run.notes
+    lines = []
     for bundle in bundles:
         if len(bundle.graphs) > 1:
             choice = choose(bundle)
             lines.append(f"{bundle.path.resolve().name}: default runtime {choice.name}; {choice.reason}")
-    packages = {f"{name} {version}": None for lane in run.lanes for name, version in lane.versions.items()}
-    return [*lines, ", ".join([run.machine.cpu, *packages])]
+    return lines

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgellm.benchmarks.cases import TAIL, WINDOW, Cases, Mark, Timed, Watch, Where, agreement, observe, plan
+from edgellm.benchmarks.cases import TAIL, WINDOW, Cases, Mark, Timed, Watch, Where, Written, agreement, observe, plan
 from edgellm.benchmarks.result import Case, Settings
 from edgellm.errors import InferenceError, UsageError
 
@@ -116,14 +116,53 @@ def test_an_engine_with_a_loop_of_its_own_is_timed_by_its_own_clock(clock: Clock
         def time_prefill(self, ids: Sequence[int]) -> float:
             return 0.2 + len(ids)
 
-        def time_steps(self, ids: Sequence[int], steps: int) -> tuple[float, Sequence[float]]:
+        def time_steps(self, ids: Sequence[int], steps: int) -> Written:
             each = [0.5] * (steps - 1) + [float(len(ids))]
-            return sum(each), each
+            return Written(sum(each), each, [*range(steps + 1)])
 
     own = cases(clock, Loop(clock))
     assert own.run(Case("prefill", 3)).seconds == 3.2
     assert own.run(Case("first token", 4)).seconds == 4.2
-    assert own.run(Case("decode", depth=9, steps=3)).steps == (0.5, 0.5, 9.0)
+    decode = own.run(Case("decode", depth=9, steps=3))
+    assert (decode.steps, decode.tokens) == ((0.5, 0.5, 9.0), (0, 1, 2, 3))
+
+
+@pytest.mark.parametrize(("astray", "share"), [(0, 1.0), (3, 0.75)])
+def test_the_tokens_of_a_loop_of_its_own_are_checked_as_they_were_timed(clock: Clock, astray: int, share: float) -> None:
+    """What the engine's steps would say is another thing, and wrong here."""
+
+    class Loop(Counting):
+        asked = 0
+
+        def time_prefill(self, ids: Sequence[int]) -> float:
+            return 1.0
+
+        def time_steps(self, ids: Sequence[int], steps: int) -> Written:
+            self.asked += 1
+            tokens = [ids[-1] + 1 + n for n in range(steps + 1)]
+            return Written(1.0, (), [*tokens[: steps + 1 - astray], *[49] * astray] if len(ids) > 5 else tokens)
+
+    engine = Loop(clock, wrong_from=0)
+    own = cases(clock, engine)
+    samples = [own.run(Case("prefill", 3)), *(own.run(Case("decode", depth=depth, steps=5)) for depth in (3, 6))]
+    assert own.agreement(samples) == share
+    assert engine.asked == 2, "nothing is written again"
+    assert engine.calls == []
+    assert own.agreement(samples[:1]) is None
+
+
+def test_a_loop_of_its_own_without_logits_is_not_checked(clock: Clock) -> None:
+    class Loop:
+        def time_prefill(self, ids: Sequence[int]) -> float:
+            return 1.0
+
+        def time_steps(self, ids: Sequence[int], steps: int) -> Written:
+            return Written(1.0, (), [1, 2])
+
+        def close(self) -> None: ...
+
+    own = Cases(Loop(), TEXT, Watch(now=clock, cpu=lambda: 0.0), Where("lane", 3))
+    assert own.agreement([own.run(Case("decode", depth=3, steps=1))]) is None
 
 
 def test_a_chain_is_what_its_own_timer_says(clock: Clock) -> None:

@@ -93,3 +93,11 @@ def test_a_degraded_bundle_says_so() -> None:
 def test_a_lane_that_failed_keeps_its_reason() -> None:
     found = judged(dataclasses.replace(a_lane(), failed="no memory", agreement=0.0), others=0.9)
     assert (found.failed, found.doubts) == ("no memory", ())
+
+
+def test_a_gpu_that_is_software() -> None:
+    found = judged(dataclasses.replace(CHECKED, device="WebGPU: Google SwiftShader"), others=0.0)
+    assert found.failed is None
+    why = "software plays the GPU (WebGPU: Google SwiftShader): it says what the lane says, and nothing of how fast a GPU is"
+    assert found.doubts == (why,)
+    assert judged(dataclasses.replace(CHECKED, device="WebGPU: Apple M2"), others=0.0).doubts == ()

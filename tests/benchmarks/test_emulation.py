@@ -66,3 +66,21 @@ def test_a_virtual_machine_is_a_note_and_no_emulation(tmp_path: Path) -> None:
 def test_this_machine_is_what_it_says() -> None:
     """Whoever runs this suite under an emulator knows it."""
     assert emulation.emulated(platform.machine()) is None
+
+
+@pytest.mark.parametrize(
+    ("device", "is_software"),
+    [
+        ("WebGPU: Google SwiftShader", True),
+        ("WebGPU: SwiftShader Device (Subzero)", True),
+        ("WebGPU: llvmpipe (LLVM 15.0.6, 256 bits)", True),
+        ("WebGPU: Microsoft Basic Render Driver", True),
+        ("WebGPU: unknown (software)", True),
+        ("WebGPU: qualcomm adreno-7xx", False),
+        ("WebGPU: Mali-G715", False),
+        ("wasm, 4 threads", False),
+        ("", False),
+    ],
+)
+def test_a_gpu_that_is_software(device: str, is_software: bool) -> None:
+    assert emulation.software(device) == (f"software plays the GPU ({device})" if is_software else None)

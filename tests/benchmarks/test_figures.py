@@ -153,3 +153,11 @@ def test_what_an_emulator_takes_is_no_figure() -> None:
     assert figures(run) != ()
     assert figures(emulated) == ()
     assert warmups(emulated) == ()
+
+
+def test_what_software_takes_for_a_gpu_is_no_figure() -> None:
+    """Of that lane alone: the processor beside it is the processor."""
+    run = run_of(sample(PREFILL, 1, 0.5), sample(PREFILL, 0, 0.5))
+    for device, there in (("WebGPU: Google SwiftShader", False), ("WebGPU: Adreno 740", True), ("wasm, 2 threads", True)):
+        found = dataclasses.replace(run, lanes=(dataclasses.replace(LANE, device=device),))
+        assert (bool(figures(found)), bool(warmups(found))) == (there, there), device

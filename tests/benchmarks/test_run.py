@@ -161,6 +161,32 @@ def test_files_that_never_leave_memory_have_no_cold_load(bundle: Bundle) -> None
     assert "bundle onnx 1: a cold load, because its files could not be driven out of memory" in run.notes
 
 
+def delivered(folder: Path) -> bool:
+    """Whether storage has to give a folder's files again that the system was asked to forget."""
+    io = Path("/proc/self/io")
+    if not hasattr(os, "posix_fadvise") or not io.exists():
+        return False
+    files, counts = [file for file in folder.iterdir() if file.is_file()], list[int]()
+    for file in files:
+        with file.open("r+b") as opened:
+            os.fsync(opened.fileno())  # what is not written yet cannot be forgotten
+            os.posix_fadvise(opened.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for _ in range(2):
+        counts.append(int(io.read_text(encoding="ascii").partition("\nread_bytes:")[2].split()[0]))
+        assert sum(len(file.read_bytes()) for file in files) > 100_000
+    return counts[1] - counts[0] > 100_000
+
+
+def test_where_storage_has_to_deliver_there_is_a_cold_load_in_every_round(bundle: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle.path, tmp_path / "bundle"))
+    if not delivered(copy):
+        pytest.skip("files of this system are never driven out of memory")
+    settings = Settings(threads=(1,), prompts=(8,), depths=(0,), decode=2, trials=1)
+    run = measure([Bundle.open(copy)], ("onnx",), settings, command="")
+    cold = [(each.round, each.case.kind) for each in run.samples if each.case.state == "cold"]
+    assert cold == [(number, kind) for number in (0, 1) for kind in ("load", "first token")]
+
+
 def test_what_is_packed_at_the_first_load_is_there_before_the_first_round(bundle: Bundle, cache: Path) -> None:
     def look(step: str) -> None:
         if step.startswith("warm-up"):

@@ -9,14 +9,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgellm.benchmarks.frontier.points import Point, fastest_as_close, frontier, points, speed_at
+from edgellm.benchmarks.figures import Figure
+from edgellm.benchmarks.frontier.points import Point, decode_at, fastest_as_close, frontier, points
 from edgellm.benchmarks.peers import table
 from edgellm.benchmarks.result import Quality, Run
 from tests.frontier_run import SHORT, decoded, judged, lane, made
 
 
-def point(name: str, kl: float, speed: float, divergences: tuple[float, ...] = ()) -> Point:
-    return Point(lane(f"llama.cpp:{name}"), Quality("", kl, 0.01, 0.9, divergences or (kl, kl, kl)), speed)
+def point(name: str, kl: float, speed: float, divergences: tuple[float, ...] = (), **by_round: float) -> Point:
+    """Of so many tokens a second, in round 1 if no others are told (as `r2=...`)."""
+    mine = lane(f"llama.cpp:{name}")
+    speeds = {int(number[1:]): value for number, value in by_round.items()} or {1: speed}
+    decode = Figure(mine.id, SHORT, "speed", "tok/s", True, speeds)
+    return Point(mine, Quality("", kl, 0.01, 0.9, divergences or (kl, kl, kl)), decode)
+
+
+def speed_at(kl: float, line: list[Point]) -> float | None:
+    found = decode_at(kl, line)
+    return None if found is None else found.median
 
 
 CLOSE, MIDDLE, FAST = point("q8_0", 0.005, 40), point("q5_0", 0.05, 80), point("q4_0", 0.3, 120)
@@ -51,6 +61,15 @@ def test_between_two_files_the_speed_is_straight_in_logarithms() -> None:
     assert speed_at(math.sqrt(0.005 * 0.05), line) == pytest.approx(math.sqrt(40 * 80))  # half way in both
     assert speed_at(0.05 * 6**0.25, line) == pytest.approx(80 * 1.5**0.25)  # a quarter of the way to six times the KL
     assert speed_at(0.005, line) == pytest.approx(40)
+
+
+def test_between_two_files_rounds_stay_rounds() -> None:
+    """Whatever a round did to both, it did to what lies between them."""
+    slow, fast = point("slow", 0.01, 0, r1=10.0, r2=40.0, r3=20.0), point("fast", 1.0, 0, r1=40.0, r2=160.0, r4=1.0)
+    found = decode_at(0.1, [slow, fast])
+    assert found is not None
+    assert found.by_round == pytest.approx({1: 20, 2: 80})
+    assert decode_at(0.1, [slow, point("of other rounds", 1.0, 0, r9=40.0)]) is None
 
 
 def test_beyond_the_ends() -> None:

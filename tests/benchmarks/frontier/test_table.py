@@ -12,7 +12,7 @@ from edgellm.benchmarks.frontier import plot, table
 from edgellm.benchmarks.peers.lanes import label
 from edgellm.benchmarks.result import Moment, Run
 from edgellm.errors import ResourceError, RuntimeUnavailable, UsageError
-from tests.frontier_run import BEST, CLOSER, FINE, OURS, TIED, judged, made
+from tests.frontier_run import BEST, CLOSER, FINE, LONG, OURS, TIED, decoded, judged, lane, made
 
 
 @pytest.fixture
@@ -42,9 +42,38 @@ def test_files_by_closeness_with_their_bits_and_the_frontier_in_bold(run: Run) -
 def test_ours_beside_the_best_file_that_is_as_close(run: Run) -> None:
     """TIED has a KL of .102 beside our .100, in noise; on the frontier our KL lies between CLOSER and TIED."""
     found = {row[1]: row for row in rows(table.markdown(run), "1 thread") if row[0] == "onnx:int4"}
-    assert found["32"][2:5] == ["q4_k_m-imatrix", "0.1000 / 0.1020", "1.50 (1.45-1.56)"]
-    assert 1.50 < float(found["32"][5]) < 1.55
-    assert found["1024"][4] == "1.17 (1.14-1.20)"
+    assert found["32"][2:4] == ["q4_k_m-imatrix", "0.1000 / 0.1020"]
+    value, low, high = figures(found["32"][4])
+    assert (value, found["32"][4][:2]) == (1.50, "**")  # 150 / 100, 140 / 90, 160 / 110
+    assert 1 < low < 1.45
+    assert high > 1.56
+    between, low, high = figures(found["32"][5])
+    assert 1.50 < between < 1.55
+    assert low < between < high
+    assert figures(found["1024"][4])[0] == 1.17
+
+
+def figures(cell: str) -> list[float]:
+    """A ratio, and its interval's ends."""
+    found = re.fullmatch(r"(?:\*\*)?([\d.]+) \(([\d.]+)-([\d.]+)\)(?:\*\*)?", cell)
+    assert found, cell
+    return [float(each) for each in found.groups()]
+
+
+def test_a_ratio_whose_interval_holds_1_is_not_bold(run: Run) -> None:
+    """Ours 10, 60 and 90 after 1024 tokens, where theirs is steady at 60."""
+    speeds = {1: 10.0, 2: 60.0, 3: 90.0}
+    samples = (
+        decoded(lane(OURS), LONG, each.round, speeds[each.round]) if (each.lane, each.case) == (lane(OURS).id, LONG)
+        else decoded(lane(TIED), LONG, each.round, 60.0) if (each.lane, each.case) == (lane(TIED).id, LONG)
+        else each
+        for each in run.samples
+    )  # fmt: skip
+    found = {row[1]: row for row in rows(table.markdown(replace(run, samples=tuple(samples))), "1 thread")}
+    value, low, high = figures(found["1024"][4])
+    assert low < value == 1.0 < high
+    assert "*" not in found["1024"][4]
+    assert "**" in found["32"][4]
 
 
 def closer(run: Run, kl: float) -> Run:
@@ -62,13 +91,14 @@ def test_where_no_file_is_as_close(run: Run) -> None:
 def test_the_lead_table_has_both_ratios_of_every_case_beside_the_aim(run: Run) -> None:
     """Speeds after 32 tokens are 150 beside 100, twice that at two threads; after 1024 they are 70 beside 60."""
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.lead(run).splitlines() if line]
-    assert lines[0] == ["edgellm", "KL", "after 32, 1 / 2 threads", "after 1024, 1 / 2 threads", "1.3 times reached"]
+    assert lines[0] == ["edgellm", "KL", "after 32, 1 / 2 threads", "after 1024, 1 / 2 threads", "1.3 times reached (surely)"]
     (row,) = lines[2:]
     assert row[:2] == ["onnx:int4", "0.1000 ± 0.0100"]
-    between = {line[1]: line[5] for line in rows(table.markdown(run), "1 thread") if line[0] == "onnx:int4"}
-    assert row[2] == f"1.50 / 1.50 ({between['32']} / {between['32']})"
-    assert row[3].startswith(f"1.17 / 1.17 ({between['1024']} / ")
-    assert row[4] == "2 of 4"
+    lines = [line for line in rows(table.markdown(run), "1 thread") if line[0] == "onnx:int4"]
+    between = {line[1]: f"**{figures(line[5])[0]:.2f}**" for line in lines}
+    assert row[2] == f"**1.50** / **1.50** ({between['32']} / {between['32']})"
+    assert row[3].startswith(f"**1.17** / **1.17** ({between['1024']} / ")
+    assert row[4] == "2 of 4 (0)"
     assert table.lead(closer(run, 0.001)).splitlines()[2].endswith("| - / - (- / -) | no file of llama.cpp's is as close |")
 
 

@@ -80,9 +80,9 @@ def test_it_is_timed_in_seconds_and_a_prompt_is_computed_every_time(file: Path, 
         spent.append(seconds)
     assert min(spent) > 4 * engine.time_prefill(prompt[:8])  # out of a cache, 1500 tokens cost as little as a few
     wall = time.perf_counter()
-    seconds, steps = engine.time_steps(prompt[:16], 9)
-    assert 0 < seconds < time.perf_counter() - wall
-    assert steps == (), "it tells of all tokens together, and nothing is made up"
+    written = engine.time_steps(prompt[:16], 9)
+    assert 0 < written.seconds < time.perf_counter() - wall
+    assert (written.steps, written.tokens) == ((), ()), "it tells of all tokens together, and nothing is made up"
     engine.close()
 
 
@@ -93,9 +93,8 @@ def test_an_answer_that_ends_early_is_asked_for_again(tiny_source: Path, tmp_pat
     engine = opened(peer.prepare("int8", source, tmp_path))
     ids = quality.text_ids(source)[:30]
     assert engine._answer(ids, 8).last_decode_token_count < 8
-    one, _ = engine.time_steps(ids, 1)
-    many, _ = engine.time_steps(ids, 8)
-    assert many > 2 * one
+    one, many = engine.time_steps(ids, 1), engine.time_steps(ids, 8)
+    assert many.seconds > 2 * one.seconds
     engine.close()
 
 

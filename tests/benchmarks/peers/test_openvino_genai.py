@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import time
 from collections.abc import Callable
@@ -15,11 +16,13 @@ import pytest
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from edgellm.benchmarks import gguf_file
+from edgellm.benchmarks import child, gguf_file
 from edgellm.benchmarks.peers import openvino_genai as peer
 from edgellm.benchmarks.peers import quality
 from edgellm.benchmarks.peers.engine import EngineId, OwnLoop
+from edgellm.benchmarks.peers.lanes import describe
 from edgellm.benchmarks.peers.measure import Model, open_model, prepare
+from edgellm.benchmarks.result import Case, Sample
 from edgellm.errors import SourceError
 
 POSITIONS = 48
@@ -121,12 +124,32 @@ def test_steps_prefill_and_all_positions_are_one_model(smollm2: Model) -> None:
 def test_the_pipeline_that_is_timed_is_the_model_that_is_judged(smollm2: Model) -> None:
     engine = opened(smollm2, "q8_0")
     prompt = smollm2.ids[:40]
-    tokens = engine.generate(prompt, 12)
+    tokens = engine.time_steps(prompt, 11).tokens
     assert len(tokens) == 12
     logits = engine.logits([*prompt, *tokens])[len(prompt) - 1 : -1]
     behind = logits.max(axis=-1) - logits[np.arange(12), tokens]
     assert behind.max() < 0.5  # logits in bfloat16 tie at an eighth
     engine.close()
+
+
+@pytest.mark.slow
+def test_what_was_timed_is_what_is_checked(smollm2: Model) -> None:
+    """In a run's process: the samples' own tokens are held against the model that is judged, once, in the warm-up."""
+    engine, path = EngineId("openvino_genai", "q8_0"), made(smollm2, "q8_0")
+    (lane,) = describe(engine, path, smollm2.name, smollm2.source, [1])
+    decodes = (Case("decode", depth=24, steps=8), Case("decode", depth=40, steps=4))
+    job = child.Job("round", lane, str(path), 64, tuple(smollm2.ids), (Case("prefill", 16), *decodes))
+    samples: list[Sample] = []
+    heard = child.run(job, lambda step: None, samples.append)
+    assert heard.agreement is not None
+    assert heard.agreement >= 0.9
+    written = {each.case: each.tokens for each in samples if each.case.kind == "decode"}
+    assert {case: len(tokens) for case, tokens in written.items()} == {case: case.steps + 1 for case in decodes}
+    pipeline = opened(smollm2, "q8_0")
+    for case, tokens in written.items():
+        assert tuple(pipeline.time_steps(smollm2.ids[: case.depth], case.steps).tokens) == tokens
+    pipeline.close()
+    assert child.run(dataclasses.replace(job, task="check"), lambda step: None, samples.append).agreement is None
 
 
 @pytest.mark.slow
@@ -146,10 +169,10 @@ def test_it_is_timed_in_seconds_and_a_prompt_is_computed_every_time(smollm2: Mod
     one = time.process_time() - one
     assert min(work for _, work in spent) > 4 * one  # out of the prefix cache, 512 tokens cost as little as a few
     wall = time.perf_counter()
-    seconds, steps = engine.time_steps(prompt[:16], 9)
-    assert len(steps) == 9
-    assert seconds == sum(steps)
-    assert 0.2 < seconds / (time.perf_counter() - wall) < 1
+    written = engine.time_steps(prompt[:16], 9)
+    assert len(written.steps) == 9
+    assert written.seconds == sum(written.steps)
+    assert 0.2 < written.seconds / (time.perf_counter() - wall) < 1
     engine.close()
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
 
+from edgellm.benchmarks import spread
 from edgellm.benchmarks.machine import Machine
 from edgellm.benchmarks.peers import table
 from edgellm.benchmarks.peers.lanes import label
@@ -91,11 +93,33 @@ def test_medians_with_lowest_and_highest(run: Run) -> None:
     assert row(table.markdown(run), THEIRS8)[1] == "8, row"
 
 
-def test_ratios_are_median_to_median_with_the_spread_of_the_rounds(run: Run) -> None:
+def test_ratios_are_paired_over_the_rounds_and_bold_where_they_are_told_apart_from_1(run: Run) -> None:
+    """In the rounds ours are 2.0, 1.2 and 1.0 times as fast: a median of 1.20, where that of the medians would be 1.10."""
     cells = row(table.markdown(run), "onnx:int4-b32", THEIRS)
-    ratio = "1.10 (1.00-2.00)"  # of 110 and 100; in the rounds it is 2.0, 1.2 and 1.0, whose median would be 1.20
     assert cells[2] == "8, 8 / 8, 4"
-    assert cells[3:] == [ratio, ratio, "1.00 (1.00-1.00)", "0.50 (0.50-0.50)", "0.3000 / 0.3100", "yes"]
+    low, high = spread.interval([2.0, 1.2, 1.0], run.settings.seed) or (0, 0)
+    assert low < 1 < high
+    assert cells[3:5] == [f"1.20 ({low:.2f}-{high:.2f})"] * 2
+    assert re.fullmatch(r"1\.00 \(0\.9\d-1\.0\d\)|1\.00 \(1\.00-1\.00\)", cells[5]), "loads are alike, to the digit"
+    assert re.fullmatch(r"\*\*0\.50 \(0\.\d\d-0\.5\d\)\*\*", cells[6]), "half the memory, in every round"
+    assert cells[7:] == ["0.3000 / 0.3100", "yes"]
+
+
+def test_what_slowed_a_whole_round_down_is_in_no_ratio(run: Run) -> None:
+    """A round at half speed for all: medians' spreads grow, and ours stay surely a fifth faster."""
+    theirs = {number: speed / 1.2 for number, speed in enumerate((100.0, 50.0, 110.0), start=1)}
+    lanes = {label(each): each for each in run.lanes}
+    samples = [each for each in run.samples if each.lane not in (lanes[OURS].id, lanes[THEIRS].id)]
+    for number, speed in theirs.items():
+        samples += [*child(lanes[OURS], number, 1.2 * speed, 5_000_000), *child(lanes[THEIRS], number, speed, 5_000_000)]
+    cells = row(table.markdown(replace(run, samples=tuple(samples))), "onnx:int4-b32", THEIRS)
+    assert cells[4].startswith("**1.20 (1.1")
+    assert cells[4].endswith(")**")
+
+
+def test_of_two_rounds_there_is_no_interval_and_no_verdict(run: Run) -> None:
+    few = replace(run, samples=tuple(each for each in run.samples if each.round != 3))
+    assert row(table.markdown(few), "onnx:int4-b32", THEIRS)[3:5] == ["1.55", "1.55"]  # between 2.0 and 1.2, by logarithms
 
 
 def test_a_lane_that_failed_is_in_no_ratio_and_is_named(run: Run) -> None:
@@ -114,7 +138,9 @@ def test_a_run_of_before_there_was_a_format_is_still_drawn(run: Run) -> None:
     text = table.markdown(replace(run, lanes=lanes, samples=samples))
     assert row(text, OURS)[1:7] == ["4", "-", "-", "3", "-", "100 (100-100)"]
     assert row(text, OURS)[8] == "110 (100-120)"
-    assert row(text, "onnx:int4-b32", THEIRS)[2:5] == ["- / -", "1.10 (1.00-2.00)", "1.10 (1.00-2.00)"]
+    cells = row(text, "onnx:int4-b32", THEIRS)
+    assert cells[2] == "- / -"
+    assert cells[3] == cells[4] == row(table.markdown(run), "onnx:int4-b32", THEIRS)[4]
 
 
 def test_a_clearly_higher_kl_is_no_tie(run: Run) -> None:

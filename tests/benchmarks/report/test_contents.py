@@ -118,6 +118,27 @@ def test_a_doubt_about_the_run_marks_every_row() -> None:
     assert all(row.notes for name in ("headline", "decode", "ratios") for row in rows(found, name).values())
 
 
+def test_peers_beside_a_bundle_are_called_by_what_they_are() -> None:
+    peers = [a_lane(model="SmolLM2.Q4_1", engine=name, variant="q4_0") for name in ("llama.cpp", "openvino")]
+    found = rows(document([a_run([a_lane(), a_lane(runtime="tflite"), *peers], trials=1)]), "headline")
+    assert list(found) == ["smollm2, onnx, int4", "smollm2, tflite, int4", "llama.cpp, q4_0", "openvino, q4_0"]
+
+
+def test_an_emulated_board_has_a_row_and_no_speeds() -> None:
+    real = a_run(trials=2)
+    board = dataclasses.replace(
+        real, host="kitchen", machine=dataclasses.replace(real.machine, emulated="aarch64 is emulated on x86 here")
+    )
+    found = document([real, board])
+    headline = table(found, "headline")
+    groups = {group.title: group.rows for group in headline.groups}
+    (title,) = (each for each in groups if each.startswith("kitchen: "))
+    (row,) = groups[title]
+    assert row.notes == ("⚠ emulated: its output counts, 100 % of its steps confirmed, and its times do not",)
+    numbers = {head: cell.text for head, cell in zip(headline.head[1:], row.cells, strict=True)}
+    assert {head for head, text in numbers.items() if text != "–"} == {"file", "KL, nats"}
+
+
 def test_one_doubt_about_many_lanes_is_said_once() -> None:
     lanes = [a_lane(runtime=name, doubts=("the clock was held down",)) for name in ("onnx", "tflite")]
     assert document([a_run(lanes, trials=1)]).doubts == ("onnx; tflite: the clock was held down",)

@@ -1,0 +1,140 @@
+// src/device.ts
+async function describe() {
+  const told = navigator;
+  const names = ["architecture", "bitness", "model", "platformVersion"];
+  const hints = await told.userAgentData?.getHighEntropyValues(names).catch(() => ({}));
+  const hint = (name) => typeof hints?.[name] === "string" ? hints[name] : "";
+  return {
+    name: "",
+    agent: navigator.userAgent,
+    platform: told.userAgentData?.platform ?? "",
+    version: hint("platformVersion"),
+    architecture: hint("architecture"),
+    bits: hint("bitness"),
+    model: hint("model"),
+    cores: navigator.hardwareConcurrency || 1,
+    memory: told.deviceMemory ?? null,
+    isolated: self.crossOriginIsolated,
+    touch: navigator.maxTouchPoints,
+    gpu: await gpu()
+  };
+}
+async function gpu() {
+  if (!("gpu" in navigator)) return null;
+  try {
+    const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+    if (adapter === null) return null;
+    const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info;
+    return { vendor, architecture, device, description, fallback: isFallbackAdapter ?? false };
+  } catch {
+    return null;
+  }
+}
+
+// src/files.ts
+var PART = 8 << 20;
+var STORE = "edgellm";
+async function forget(base2, which) {
+  if (!("caches" in self)) return;
+  const store = await caches.open(STORE);
+  for (const request of await store.keys()) {
+    const [, kept, sha256] = new URL(request.url, base2).pathname.split("/");
+    if (kept === "kept" && sha256 !== void 0 && which(sha256)) await store.delete(request);
+  }
+}
+
+// src/page.ts
+var BEAT = 2e3;
+var TRIES = 10;
+var base = new URL(".", location.href);
+function element(id) {
+  return document.getElementById(id);
+}
+var show = (text) => void (element("status").textContent = text);
+async function post(name, value, tries = TRIES) {
+  for (let left = tries; ; left--) {
+    let answer;
+    try {
+      answer = await fetch(new URL(name, base), { method: "POST", body: JSON.stringify(value), cache: "no-store" });
+    } catch (error) {
+      if (left <= 1) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1e3));
+      continue;
+    }
+    const said = await answer.json();
+    if (!answer.ok) throw new Error(said?.error ?? `status ${answer.status}`);
+    return said;
+  }
+}
+function work(job, send) {
+  return new Promise((resolve, reject) => {
+    const worker = new Worker(new URL("worker.js", base));
+    let sent = Promise.resolve();
+    const end = () => {
+      worker.terminate();
+      sent.then(() => resolve(), reject);
+    };
+    const tell = (word) => {
+      sent = sent.then(() => send({ ...word, job: job.number }));
+      if (word.kind === "progress") show(`${job.lane}: ${word.text}`);
+      if (word.kind === "failed") show(`${job.lane}: ${word.text}`);
+      if (word.kind === "finished" || word.kind === "failed") end();
+    };
+    worker.onmessage = (event) => tell(event.data);
+    worker.onerror = (event) => {
+      event.preventDefault();
+      tell({ kind: "failed", text: event.message || "its worker could not be started, or ended" });
+    };
+    worker.postMessage({ base: base.href, job });
+  });
+}
+async function measure(hello) {
+  const { session } = await post("hello", hello);
+  const beat = setInterval(() => void post("beat", { session }, 1).catch(() => void 0), BEAT);
+  const bye = () => void navigator.sendBeacon(new URL("bye", base), JSON.stringify({ session }));
+  addEventListener("pagehide", bye);
+  await keepAwake();
+  try {
+    const wanted = /* @__PURE__ */ new Set();
+    for (let after = 0; ; ) {
+      show("waiting");
+      const next = await post("next", { session, after });
+      if (next.done) break;
+      if (!next.job) continue;
+      for (const file of next.job.files) wanted.add(file.sha256);
+      await work(next.job, (said) => post("say", { session, said }));
+      after = next.job.number;
+    }
+    await forget(base, (sha256) => !wanted.has(sha256));
+    show("Done. The figures are on the machine that asked; this page can be closed.");
+  } finally {
+    clearInterval(beat);
+    removeEventListener("pagehide", bye);
+  }
+}
+async function keepAwake() {
+  const ask = async () => {
+    if ("wakeLock" in navigator && document.visibilityState === "visible") {
+      await navigator.wakeLock.request("screen").catch(() => void 0);
+    }
+  };
+  document.addEventListener("visibilitychange", () => void ask());
+  await ask();
+}
+async function begin() {
+  const hello = await describe();
+  const name = element("name");
+  const button = element("begin");
+  name.value ||= hello.model;
+  const gpu2 = hello.gpu === null ? "no WebGPU" : "WebGPU";
+  element("facts").textContent = `${hello.cores} processors, ${hello.isolated ? "threads" : "one thread"}, ${gpu2}`;
+  button.disabled = false;
+  element("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    button.disabled = name.disabled = true;
+    measure({ ...hello, name: name.value }).catch((error) => {
+      show(`Stopped: ${error instanceof Error ? error.message : String(error)}`);
+    });
+  });
+}
+void begin();

@@ -1,0 +1,40 @@
+// What this browser tells of the device; it may tell nothing, and round what it tells.
+import type { Gpu, Hello } from "./protocol";
+
+interface Hints {
+  readonly platform: string;
+  getHighEntropyValues(names: string[]): Promise<Record<string, unknown>>;
+}
+
+export async function describe(): Promise<Hello> {
+  const told = navigator as Navigator & { userAgentData?: Hints; deviceMemory?: number };
+  const names = ["architecture", "bitness", "model", "platformVersion"];
+  const hints = await told.userAgentData?.getHighEntropyValues(names).catch(() => ({}) as Record<string, unknown>);
+  const hint = (name: string): string => (typeof hints?.[name] === "string" ? hints[name] : "");
+  return {
+    name: "",
+    agent: navigator.userAgent,
+    platform: told.userAgentData?.platform ?? "",
+    version: hint("platformVersion"),
+    architecture: hint("architecture"),
+    bits: hint("bitness"),
+    model: hint("model"),
+    cores: navigator.hardwareConcurrency || 1,
+    memory: told.deviceMemory ?? null,
+    isolated: self.crossOriginIsolated,
+    touch: navigator.maxTouchPoints,
+    gpu: await gpu(),
+  };
+}
+
+async function gpu(): Promise<Gpu | null> {
+  if (!("gpu" in navigator)) return null;
+  try {
+    const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+    if (adapter === null) return null;
+    const { vendor, architecture, device, description, isFallbackAdapter } = adapter.info;
+    return { vendor, architecture, device, description, fallback: isFallbackAdapter ?? false };
+  } catch {
+    return null;
+  }
+}

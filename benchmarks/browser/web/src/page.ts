@@ -1,0 +1,110 @@
+// The page: it says what this device is, takes one job after the other, and lets a worker do each.
+import { describe } from "./device";
+import { forget } from "./files";
+import type { Hello, Job, Said, Word } from "./protocol";
+
+const BEAT = 2000; // ms between two signs of life
+const TRIES = 10;
+const base = new URL(".", location.href);
+
+function element<T extends HTMLElement>(id: string): T {
+  return document.getElementById(id) as T;
+}
+
+const show = (text: string): void => void (element("status").textContent = text);
+
+/** Post a message; a network that stumbles is tried again, a refusal is not. */
+async function post<T>(name: string, value: object, tries = TRIES): Promise<T> {
+  for (let left = tries; ; left--) {
+    let answer: Response;
+    try {
+      answer = await fetch(new URL(name, base), { method: "POST", body: JSON.stringify(value), cache: "no-store" });
+    } catch (error) {
+      if (left <= 1) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 1000));
+      continue;
+    }
+    const said = (await answer.json()) as T & { error?: string };
+    if (!answer.ok) throw new Error(said?.error ?? `status ${answer.status}`);
+    return said;
+  }
+}
+
+/** Do a job in a worker of its own, and send what it says in the order in which it says it. */
+function work(job: Job, send: (said: Said) => Promise<unknown>): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const worker = new Worker(new URL("worker.js", base));
+    let sent: Promise<unknown> = Promise.resolve();
+    const end = (): void => {
+      worker.terminate();
+      sent.then(() => resolve(), reject);
+    };
+    const tell = (word: Word): void => {
+      sent = sent.then(() => send({ ...word, job: job.number }));
+      if (word.kind === "progress") show(`${job.lane}: ${word.text}`);
+      if (word.kind === "failed") show(`${job.lane}: ${word.text}`);
+      if (word.kind === "finished" || word.kind === "failed") end();
+    };
+    worker.onmessage = (event: MessageEvent<Word>) => tell(event.data);
+    worker.onerror = (event) => {
+      event.preventDefault();
+      tell({ kind: "failed", text: event.message || "its worker could not be started, or ended" });
+    };
+    worker.postMessage({ base: base.href, job });
+  });
+}
+
+async function measure(hello: Hello): Promise<void> {
+  const { session } = await post<{ session: string }>("hello", hello);
+  const beat = setInterval(() => void post("beat", { session }, 1).catch(() => undefined), BEAT);
+  const bye = (): void => void navigator.sendBeacon(new URL("bye", base), JSON.stringify({ session }));
+  addEventListener("pagehide", bye);
+  await keepAwake();
+  try {
+    const wanted = new Set<string>();
+    for (let after = 0; ; ) {
+      show("waiting");
+      const next = await post<{ done?: boolean; job?: Job | null }>("next", { session, after });
+      if (next.done) break;
+      if (!next.job) continue;
+      for (const file of next.job.files) wanted.add(file.sha256);
+      await work(next.job, (said) => post("say", { session, said }));
+      after = next.job.number;
+    }
+    await forget(base, (sha256) => !wanted.has(sha256));
+    show("Done. The figures are on the machine that asked; this page can be closed.");
+  } finally {
+    clearInterval(beat);
+    removeEventListener("pagehide", bye);
+  }
+}
+
+/** A screen that goes dark takes the processor with it. */
+async function keepAwake(): Promise<void> {
+  const ask = async (): Promise<void> => {
+    if ("wakeLock" in navigator && document.visibilityState === "visible") {
+      await navigator.wakeLock.request("screen").catch(() => undefined);
+    }
+  };
+  document.addEventListener("visibilitychange", () => void ask());
+  await ask();
+}
+
+async function begin(): Promise<void> {
+  const hello = await describe();
+  const name = element<HTMLInputElement>("name");
+  const button = element<HTMLButtonElement>("begin");
+  name.value ||= hello.model;
+  const gpu = hello.gpu === null ? "no WebGPU" : "WebGPU";
+  element("facts").textContent = `${hello.cores} processors, ${hello.isolated ? "threads" : "one thread"}, ${gpu}`;
+  button.disabled = false;
+  element<HTMLFormElement>("form").addEventListener("submit", (event) => {
+    event.preventDefault();
+    button.disabled = name.disabled = true;
+    measure({ ...hello, name: name.value }).catch((error: unknown) => {
+      show(`Stopped: ${error instanceof Error ? error.message : String(error)}`);
+    });
+  });
+}
+
+void begin();

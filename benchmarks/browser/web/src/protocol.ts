@@ -1,0 +1,96 @@
+// What goes between the page, its worker and the machine that asks; browser/lanes.py and browser/session.py are the other side.
+
+export interface FileEntry {
+  readonly name: string;
+  readonly sha256: string;
+  readonly size: number;
+}
+
+/** Keys or values of one layer; `axis` is the one that has the slots. */
+export interface Cache {
+  readonly past: string;
+  readonly present: string;
+  readonly heads: number;
+  readonly width: number;
+  readonly axis: number;
+  readonly dtype: "float32" | "float16" | "int8" | "uint8";
+}
+
+export interface Case {
+  readonly kind: "prefill" | "first token" | "decode";
+  readonly prompt: number;
+  readonly depth: number;
+  readonly steps: number;
+  readonly state: "warm" | "cached";
+}
+
+/** Tokens that the other side finds behind the first `prompt` ones of the text. */
+export interface Check {
+  readonly prompt: number;
+  readonly tokens: readonly number[];
+}
+
+/** Slots of a .tflite file's cache, and the bytes at which it says how many. */
+export interface Size {
+  readonly slots: number;
+  readonly places: readonly number[];
+}
+
+export interface Job {
+  readonly number: number;
+  readonly lane: string;
+  readonly library: "onnxruntime-web" | "litert.js";
+  readonly device: "wasm" | "webgpu";
+  readonly threads: number;
+  readonly files: readonly FileEntry[];
+  readonly caches: readonly Cache[];
+  readonly vocab: number;
+  readonly chunk: number;
+  readonly tail: number;
+  readonly text: readonly number[];
+  readonly checks: readonly Check[];
+  readonly cases: readonly Case[];
+  /** One for each check or case; empty where the cache grows by itself. */
+  readonly sizes: readonly Size[];
+}
+
+/** What is found at a position: the likeliest token, its logit, that of the token that was given, and the median. */
+export interface Row {
+  readonly token: number;
+  readonly best: number;
+  readonly given: number;
+  readonly middle: number;
+}
+
+export type Word =
+  | { kind: "progress"; text: string }
+  | { kind: "loaded"; seconds: number; imported: number }
+  | { kind: "rows"; rows: Row[] }
+  | { kind: "sample"; case: number; seconds: number; steps: number[]; tokens: number[] }
+  | { kind: "finished" }
+  | { kind: "failed"; text: string };
+
+export type Said = Word & { job: number };
+
+export interface Gpu {
+  vendor: string;
+  architecture: string;
+  device: string;
+  description: string;
+  fallback: boolean;
+}
+
+export interface Hello {
+  name: string;
+  agent: string;
+  platform: string;
+  version: string;
+  architecture: string;
+  bits: string;
+  model: string;
+  cores: number;
+  memory: number | null;
+  isolated: boolean;
+  touch: number;
+  gpu: Gpu | null;
+}

@@ -1,0 +1,350 @@
+"""Boards over SSH, against a real sshd with this machine behind it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import importlib.metadata
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from edgellm.benchmarks.hosts import Target, agent, ssh
+from edgellm.benchmarks.hosts.failure import HostError
+from edgellm.benchmarks.result import Run, Settings
+from edgellm.bundle import Bundle, sha256_file
+from edgellm.errors import EdgeError, UsageError
+from tests import sshd
+from tests.sshd import Board, Line
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="boards are POSIX systems")
+
+SMALL = Settings(threads=(1,), prompts=(8,), depths=(0,), decode=4, trials=1)
+OVERHEAD = 60_000  # bytes of questions, and of the source of what answers them
+ENDLESS = Settings(threads=(1,), prompts=(8,), depths=(0,), decode=4, trials=1000)
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    with Board.started(tmp_path / "board") as board:
+        yield board
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
+
+
+def bench(
+    target: Target, bundle: Bundle, settings: Settings = SMALL, progress: Callable[[str], None] = lambda step: None
+) -> Run:
+    return ssh.bench(target, [bundle], ["onnx"], settings, command="edgellm bench", progress=progress)
+
+
+class Enough(Exception):
+    """Everything is there, and nobody needs to measure it."""
+
+
+def send(target: Target, bundle: Bundle) -> None:
+    """What `bench` does until it measures."""
+
+    def enough() -> None:
+        raise Enough
+
+    with pytest.raises(Enough):
+        bench(target, bundle, SMALL, at_step("starting", enough))
+
+
+def at_step(word: str, act: Callable[[], None]) -> Callable[[str], None]:
+    """Do something once, when a step is told that has the word."""
+    left = [act]
+
+    def progress(step: str) -> None:
+        if word in step and left:
+            left.pop()()
+
+    return progress
+
+
+def kill(board: Board, word: str, number: signal.Signals) -> Callable[[], None]:
+    def act() -> None:
+        found = board.processes(word)
+        assert found, f"nothing runs there with {word}"
+        for pid in found:
+            os.kill(pid, number)
+
+    return act
+
+
+@pytest.mark.slow
+def test_the_whole_way(board: Board, bundle: Bundle) -> None:
+    steps: list[str] = []
+    run = bench(board.target("kitchen"), bundle, progress=steps.append)
+    assert (run.host, run.command, run.complete) == ("kitchen", "edgellm bench", True)
+    (lane,) = run.lanes
+    assert (lane.id, lane.runtime, lane.failed) == (f"{bundle.path.name} onnx 1", "onnx", None)
+    assert lane.digest == sha256_file(bundle.path / "edgellm.json")
+    assert lane.agreement == 1.0
+    assert {sample.case.kind for sample in run.samples} >= {"load", "prefill", "decode", "first token"}
+    assert any("prefill 8" in step for step in steps)
+    assert sshd.gone(board)
+    left = {path.relative_to(board.home).parts[:3] for path in board.home.rglob("*") if path.is_file()}
+    assert left == {(".cache", "edgellm", "host")}, "everything stays in the folder"
+    assert not [*board.cache.rglob("*.partial"), *(board.cache / "jobs").iterdir()]
+
+
+def test_nothing_is_sent_twice(board: Board, bundle: Bundle) -> None:
+    first, second = Line(board), Line(board)
+    send(board.target(port=first.port), bundle)
+    send(board.target(port=second.port), bundle)
+    assert first.sent > bundle.size()
+    assert second.sent < OVERHEAD < bundle.size() / 2
+
+
+def test_an_upload_goes_on_where_it_was_cut_off(board: Board, bundle: Bundle) -> None:
+    entry = max(bundle.files.values(), key=lambda entry: entry.size)
+    send(board.target(), bundle)
+    (board.cache / "blobs" / entry.sha256).unlink()
+    cable = Line(board, breaks_after=OVERHEAD + entry.size // 2)
+    with pytest.raises(HostError, match=r"board: the connection was lost; look whether it still runs"):
+        bench(board.target(port=cable.port), bundle)
+    assert sshd.gone(board)
+    partial = board.cache / "blobs" / f"{entry.sha256}.partial"
+    there = partial.stat().st_size
+    assert 2 * OVERHEAD < there < entry.size
+    again = Line(board)
+    send(board.target(port=again.port), bundle)
+    assert entry.size - there < again.sent < entry.size - there + OVERHEAD
+    assert not partial.exists()
+    assert sha256_file(board.cache / "blobs" / entry.sha256) == entry.sha256
+
+
+def test_what_arrived_damaged_is_thrown_away_and_sent_anew(board: Board, bundle: Bundle) -> None:
+    file = max(bundle.files, key=lambda name: bundle.files[name].size)
+    entry = bundle.files[file]
+    (board.cache / "blobs").mkdir(parents=True)
+    (board.cache / "blobs" / f"{entry.sha256}.partial").write_bytes(b"x" * 1000)
+    with pytest.raises(HostError, match=f"board: {entry.sha256[:16]} arrived damaged; measure again"):
+        bench(board.target(), bundle)
+    assert not list((board.cache / "blobs").glob(f"{entry.sha256}*"))
+    send(board.target(), bundle)
+    assert sha256_file(board.cache / "blobs" / entry.sha256) == entry.sha256
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [
+        ("hosts.there", r"board: killed \(signal 9\) during "),
+        ("sys.stdin.buffer.read(int", r"board: what edgellm ran there was killed \(SIGKILL\) during "),
+    ],
+    ids=["what measures", "what watches it"],
+)
+def test_a_board_that_is_killed(board: Board, bundle: Bundle, word: str, words: str) -> None:
+    def act() -> None:
+        kill(board, "edgellm.benchmarks.child", signal.SIGSTOP)()  # so that nobody ends because of what it has to say
+        kill(board, word, signal.SIGKILL)()
+
+    with pytest.raises(HostError, match=words) as caught:
+        bench(board.target(patience="30s"), bundle, ENDLESS, at_step("prefill", act))
+    assert caught.value.facts is not None
+    assert caught.value.facts.architecture == os.uname().machine
+    assert str(caught.value).count("\n") == 0
+    assert sshd.gone(board), "nobody measures for nobody"
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Callable[[int], str]]:
+    """A shell command that puts what follows into a control group with so many bytes."""
+    first, second = Path("/sys/fs/cgroup/memory"), Path("/sys/fs/cgroup")
+    own = (first if first.is_dir() else second) / f"edgellm-test-{os.getpid()}"
+    limit = own / ("memory.limit_in_bytes" if first.is_dir() else "memory.max")
+    try:
+        own.mkdir()
+    except OSError as error:
+        pytest.skip(f"no control group of our own: {error}")
+    if not limit.exists():
+        own.rmdir()
+        pytest.skip("control groups do not limit memory here")
+
+    def command(size: int) -> str:
+        limit.write_text(str(size), encoding="ascii")
+        return f"echo $$ > {own / 'cgroup.procs'}"
+
+    yield command
+    for _ in range(100):
+        if not (own / "cgroup.procs").read_text(encoding="ascii").strip():
+            break
+        time.sleep(0.1)
+    own.rmdir()
+
+
+@pytest.mark.slow
+def test_a_board_that_runs_out_of_memory(board: Board, bundle: Bundle, memory_group: Callable[[int], str]) -> None:
+    board.gate(memory_group(64_000_000))
+    with pytest.raises(HostError, match=r"board: .*; the kernel ended a process for want of memory") as caught:
+        bench(board.target(), bundle)
+    assert str(caught.value).endswith("free memory, or measure a smaller bundle")
+    assert sshd.gone(board)
+
+
+@pytest.mark.slow
+def test_a_connection_that_is_lost(board: Board, bundle: Bundle) -> None:
+    def cut() -> None:
+        for pid in board.sessions():
+            os.kill(pid, signal.SIGKILL)
+
+    with pytest.raises(HostError, match=r"board: the connection was lost"):
+        bench(board.target(), bundle, ENDLESS, at_step("warm-up", cut))
+    assert sshd.gone(board)
+
+
+@pytest.mark.slow
+def test_a_board_that_hangs(board: Board, bundle: Bundle) -> None:
+    def stop() -> None:
+        for pid in board.processes("edgellm.benchmarks"):
+            os.kill(pid, signal.SIGSTOP)
+
+    with pytest.raises(HostError, match=r"board: no sign of life for 12 s, the last was: warm-up, "):
+        bench(board.target(patience="12s"), bundle, ENDLESS, at_step("warm-up", stop))
+    assert sshd.gone(board)
+
+
+def test_a_disk_that_is_full_before(board: Board, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent, "SPARE", 1 << 60)
+    with pytest.raises(
+        HostError, match=r"board: its disk is full: [0-9.,]+ MB have to go there, [0-9.,]+ MB are free; free some"
+    ):
+        bench(board.target(), bundle)
+    assert not [path for path in board.cache.rglob("*") if path.is_file() and path.name != "lock"]
+
+
+def test_a_disk_that_fills_up(board: Board, bundle: Bundle) -> None:
+    board.gate("ulimit -f 100")  # blocks of 512 bytes
+    with pytest.raises(
+        HostError, match=r"board: its disk is full \(.*\) during the upload of .*, [0-9.,]+ MB are free; free some"
+    ):
+        bench(board.target(), bundle)
+    for file in (board.cache / "blobs").iterdir():
+        assert file.suffix == ".partial" or sha256_file(file) == file.name
+    board.gate()
+    send(board.target(), bundle)
+
+
+def test_two_at_once(board: Board, bundle: Bundle) -> None:
+    def second() -> None:
+        with pytest.raises(HostError, match="other: somebody else measures there"):
+            concurrent.futures.ThreadPoolExecutor(1).submit(bench, board.target("other"), bundle).result()
+        raise Enough
+
+    with pytest.raises(Enough):
+        bench(board.target(), bundle, SMALL, at_step("starting", second))
+
+
+def test_an_error_of_the_board_is_one_of_ours(board: Board, bundle: Bundle) -> None:
+    with pytest.raises(EdgeError, match=r"^board: --prompt: 0 is too small; use 1 or more"):
+        bench(board.target(), bundle, Settings(threads=(1,), prompts=(0,), depths=(0,), decode=4, trials=1))
+
+
+# Who cannot be reached, and why
+
+
+def test_nobody_answers(bundle: Bundle) -> None:
+    target = Target("attic", f"ssh://127.0.0.1:{sshd.free_port()}")
+    with pytest.raises(HostError, match=r"attic: it cannot be reached: .*; look whether it runs and sshd does"):
+        bench(target, bundle)
+
+
+def test_a_host_key_that_nobody_knows(board: Board, bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("", encoding="utf-8")
+    with pytest.raises(HostError, match=r"board: its host key is not .*; log in once with 'ssh -p \d+ \w+@127\.0\.0\.1'"):
+        bench(board.target(known_hosts=str(tmp_path / "empty")), bundle)
+    assert not board.cache.exists()
+
+
+def test_a_host_key_that_changed(board: Board, bundle: Bundle, tmp_path: Path) -> None:
+    other = (board.folder / "user.pub").read_text(encoding="utf-8")
+    (tmp_path / "other").write_text(f"[127.0.0.1]:{board.port} {other}", encoding="utf-8")
+    with pytest.raises(HostError, match="board: its host key is not that of the known hosts"):
+        bench(board.target(known_hosts=str(tmp_path / "other")), bundle)
+
+
+def test_a_key_that_is_refused(board: Board, bundle: Bundle) -> None:
+    with pytest.raises(HostError, match=r"board: it accepts none of the keys; add yours with 'ssh-copy-id -p"):
+        bench(board.target(key=str(board.folder / "host")), bundle)
+
+
+def test_no_python(board: Board, bundle: Bundle) -> None:
+    with pytest.raises(HostError, match=r"board: edgellm needs Python 3\.11 or later, .*; install one, or name it by python ="):
+        bench(board.target(python="python3.99"), bundle)
+    looked = ssh.look(board.target(python="python3.99"))
+    assert looked.python is None
+    assert looked.facts.system == "Linux"
+
+
+def test_a_user_who_may_run_nothing(board: Board, bundle: Bundle) -> None:
+    board.gate("echo 'This account is not available.'; exit 1")
+    with pytest.raises(HostError, match=r"board: its shell said: This account is not available\.; give a user"):
+        bench(board.target(), bundle)
+
+
+def test_a_greeting_does_no_harm(board: Board, bundle: Bundle) -> None:
+    board.gate("echo 'Welcome to Kitchen OS' >&2")
+    send(board.target(), bundle)
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "words"),
+    [
+        ("ssh://pi:secret@kitchen", {}, "no URL of a host"),
+        ("ssh://", {}, "no URL of a host"),
+        ("ssh://kitchen/home", {}, "no URL of a host"),
+        ("ssh://kitchen:door", {}, "write ssh://user@board:22"),
+        ("ssh://kitchen", {"password": "x"}, "unknown option 'password'; it may be key, "),
+        ("ssh://kitchen", {"patience": "long"}, "patience is 'long'; write it like 90s"),
+    ],
+)
+def test_what_makes_no_sense(bundle: Bundle, url: str, options: dict[str, str], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        bench(Target("kitchen", url, tuple(options.items())), bundle)
+
+
+def test_look_tells_of_this_python(board: Board) -> None:
+    looked = ssh.look(board.target())
+    assert looked.python is not None
+    assert looked.python.version == ".".join(map(str, sys.version_info[:3]))
+    assert looked.python.packages["numpy"] == importlib.metadata.version("numpy")
+    assert not board.cache.exists(), "who only looks leaves nothing"
+
+
+def test_paths_that_lead_out_are_refused(tmp_path: Path) -> None:
+    """The agent by itself: it trusts nobody."""
+
+    def asked(*questions: object) -> list[dict[str, object]]:
+        lines = [str(tmp_path / "there"), *questions]
+        done = subprocess.run(
+            [sys.executable, str(agent.SOURCE)],
+            input="".join(json.dumps(line) + "\n" for line in lines),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+    for question in (
+        {"do": "bundle", "name": "../out", "files": {}},
+        {"do": "bundle", "name": "a", "files": {"/etc/x": "0" * 64}},
+        {"do": "bundle", "name": "a", "files": {"x": "../../y"}},
+        {"do": "put", "name": "../x", "size": 0, "at": 0},
+        {"do": "unpack", "name": "x/../../y"},
+    ):
+        (answer,) = asked(question)
+        assert answer["error"] == "system", question
+    assert not (tmp_path / "out").exists()
