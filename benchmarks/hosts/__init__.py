@@ -12,8 +12,9 @@ import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, cast, runtime_checkable
 
+from edgellm.benchmarks.facts import Looked
 from edgellm.benchmarks.result import Run, Settings
 from edgellm.bundle import Bundle
 from edgellm.errors import UsageError
@@ -52,6 +53,15 @@ class Host(Protocol):
         Raises:
             EdgeError: the target cannot be reached, or did not finish; what it measured until then is lost.
         """
+        ...
+
+
+@runtime_checkable
+class Looker(Protocol):
+    """The module of a host that tells of itself without measuring."""
+
+    def look(self, target: Target) -> Looked:
+        """What it is. Raises EdgeError: it cannot be reached, or tells nothing."""
         ...
 
 

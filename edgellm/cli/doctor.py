@@ -120,10 +120,9 @@ def _look(name: str) -> Looked:
     if len(targets) != 1:
         raise UsageError(f"{len(targets)} hosts", where="--host", fix="name one of them")
     host = hosts.host(targets[0].url)
-    if not hasattr(host, "look"):
+    if not isinstance(host, hosts.Looker):
         raise UsageError("such a host tells nothing of itself", where=targets[0].url, fix="give ssh://user@board")
-    looked: Looked = host.look(targets[0])
-    return looked
+    return host.look(targets[0])
 
 
 def _elsewhere(looked: Looked) -> list[Finding]:
