@@ -61,7 +61,7 @@ def apply(
                 raise BundleError(
                     "the update was made from another bundle than this one",
                     where=bundle,
-                    fix=f"get the update from edgellm.json {there[:12]}... to {opened.header.result[:12]}...",
+                    fix=f"get the one that was made from it (sha256 of its {MANIFEST}: {there[:16]}...)",
                 )
             _check_previous(target)
             with _work_folder(target) as work:

@@ -20,9 +20,12 @@ def command() -> None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), metavar="FILE", help="The update to make.")
 def diff(old: Path, new: Path, output: Path) -> None:
     """Make the file that turns the bundle OLD, which devices have, into NEW; it holds what OLD has not."""
+    from rich.console import Console
+
     from edgellm import update_diff
 
-    made = update_diff.diff(old, new, output)
+    with Console(stderr=True).status("comparing"):
+        made = update_diff.diff(old, new, output)
     share = made.size / made.total
     click.echo(f"{output}: {readable(made.size)}, {share:.1%} of the new bundle's {readable(made.total)}")
 
@@ -36,9 +39,12 @@ def apply(update: Path, bundle: Path, key: Path | None) -> None:
 
     Whatever goes wrong, and whenever, BUNDLE is the old one whole or the new one whole.
     """
+    from rich.console import Console
+
     from edgellm import update_apply
 
-    updated = update_apply.apply(update, bundle, key=key)
+    with Console(stderr=True).status("building the new bundle"):
+        updated = update_apply.apply(update, bundle, key=key)
     signed = "" if key is None else ", signature as by the key"
     click.echo(f"{bundle}: up to date, {len(updated.files)} files, {readable(updated.size())}, all as converted{signed}")
 

@@ -8,6 +8,7 @@ import random
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -339,6 +340,31 @@ def test_a_disk_that_cannot_be_written(pair: tuple[Path, Path, Path], tiny_disk:
     bundle = Path(shutil.copytree(pair[0], disk / "bundle"))
     subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
     refused(BundleError, "cannot write: Read-only file system", pair[2], bundle)
+
+
+NOBODY = """
+import fcntl, os, sys  # what is imported later may lie where nobody else may look
+from edgellm.errors import EdgeError
+from edgellm.update_apply import apply
+os.setuid(65534)
+try:
+    apply(*sys.argv[1:])
+except EdgeError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes root to become somebody else")
+def test_somebody_who_may_not_write(pair: tuple[Path, Path, Path]) -> None:
+    with tempfile.TemporaryDirectory() as place:
+        Path(place).chmod(0o755)
+        bundle = Path(shutil.copytree(pair[0], Path(place) / "bundle"))
+        update = shutil.copy(pair[2], place)
+        before = content(bundle)
+        command = [sys.executable, "-c", NOBODY, str(update), str(bundle)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "bundle: cannot write: Permission denied; check the path and its permissions" in done.stdout
+        assert (content(bundle), beside(bundle)) == (before, ["bundle", "update"])
 
 
 FULL = """

@@ -56,6 +56,21 @@ def test_new_content_that_comes_twice_is_shipped_once(tiny_bundle: Path, tmp_pat
     assert shipped(tiny_bundle, new, tmp_path) <= len(WEIGHTS) + (new / "edgellm.json").stat().st_size
 
 
+def test_a_run_of_chunks_is_one_part(tiny_bundle: Path, tmp_path: Path) -> None:
+    old = variant(tiny_bundle, tmp_path / "old", {"weights": WEIGHTS})
+    new = variant(tiny_bundle, tmp_path / "new", {"weights": WEIGHTS + b"more"})
+    with open_update(diff(old, new, tmp_path / "update").path) as update:
+        assert [part.source >= 0 for part in update.header.files["weights"]] == [True, False]
+
+
+def test_the_same_chunk_over_and_over(tiny_bundle: Path, tmp_path: Path) -> None:
+    """Zeros, say: none of them follows itself in the old bundle."""
+    old = variant(tiny_bundle, tmp_path / "old", {"weights": bytes(LARGEST)})
+    new = variant(tiny_bundle, tmp_path / "new", {"weights": bytes(3 * LARGEST) + WEIGHTS[:100_000]})
+    apply(diff(old, new, tmp_path / "update").path, old)
+    assert content(old) == content(new)
+
+
 def test_text_is_deflated_and_weights_are_not(tiny_bundle: Path, tmp_path: Path) -> None:
     text = "\n".join(f"token {number}" for number in range(100_000)).encode()
     made = diff(tiny_bundle, variant(tiny_bundle, tmp_path / "new", {"text": text}), tmp_path / "update")
