@@ -24,9 +24,10 @@ demo: $(VENV)/.installed
 	$(BIN)/edgellm bench $(BUNDLE) --trials 2 --json $(BUNDLE).json
 
 # The whole suite, slow tests and real models included. Where tests run side by side each has one thread for its algebra: with
-# more they wait for each other.
+# more they wait for each other; and files go in the order that conftest.py gives them, the long ones first.
 test: $(VENV)/.tested $(COMPAT)/.installed models
-	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 25 -m "not alone and not arm"
+	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder \
+		--durations 25 -m "not alone and not arm"
 	$(BIN)/python -m pytest -m alone
 
 # The device side on emulated ARM boards, of Debian's and the index's own aarch64 packages. It wants Debian's qemu-user-static and

@@ -4,7 +4,6 @@ writer and arithmetic, so none of edgellm's code is between a source and what a 
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.errors import EdgeError, ResourceError, RuntimeUnavailable, SourceError
+from edgellm.benchmarks.whole import whole
+from edgellm.errors import RuntimeUnavailable, SourceError
 
 FILE_TYPE = "general.file_type"
 FILE_TYPES = {"F32": 0, "F16": 1, "Q4_0": 2, "Q4_1": 3, "Q8_0": 7}  # llama.cpp's LLAMA_FTYPE of what most linears are
@@ -62,31 +62,24 @@ def rewrite(
     gguf = _gguf()
     reader = open_gguf(source)
     types = {tensor.name: gguf.GGMLQuantizationType[kind(tensor.name, _shape(tensor))] for tensor in reader.tensors}
-    partial = target.parent / f".{target.name}.{os.getpid()}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        writer = gguf.GGUFWriter(partial, reader.fields["general.architecture"].contents())
-        try:
-            _copy_metadata(gguf, reader, writer, FILE_TYPES[file_type])
-            for tensor in reader.tensors:
-                _announce(gguf, writer, tensor, types[tensor.name])
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-            for tensor in reader.tensors:
-                values = change(tensor.name, _values(gguf, tensor).reshape(_shape(tensor)))
-                writer.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(values), types[tensor.name]))
-        finally:
-            writer.close()
-        partial.replace(target)
-    except EdgeError:
-        raise
+        with whole(target, "free some space") as partial:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            writer = gguf.GGUFWriter(partial, reader.fields["general.architecture"].contents())
+            try:
+                _copy_metadata(gguf, reader, writer, FILE_TYPES[file_type])
+                for tensor in reader.tensors:
+                    _announce(gguf, writer, tensor, types[tensor.name])
+                writer.write_header_to_file()
+                writer.write_kv_data_to_file()
+                writer.write_ti_data_to_file()
+                for tensor in reader.tensors:
+                    values = change(tensor.name, _values(gguf, tensor).reshape(_shape(tensor)))
+                    writer.write_tensor_data(gguf.quants.quantize(np.ascontiguousarray(values), types[tensor.name]))
+            finally:
+                writer.close()
     except (NotImplementedError, ValueError) as error:
         raise SourceError(f"gguf-py cannot write it again: {error}", where=source, fix="take another file of it") from error
-    except OSError as error:
-        raise ResourceError(str(error), where=target.parent, fix="free some space") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _copy_metadata(gguf: Any, reader: Any, writer: Any, file_type: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from edgellm._version import __version__
 from edgellm.benchmarks import stored
 from edgellm.benchmarks.result import Lane
-from edgellm.bundle import Bundle, Graph, cache_dir, graph_name, sha256_file
+from edgellm.bundle import MANIFEST, Bundle, Graph, cache_dir, graph_name, sha256_file
 from edgellm.errors import RuntimeUnavailable, UsageError
 from edgellm.runtimes import adapters, open_runtime
 from edgellm.runtimes.memory import weight_bytes
@@ -23,7 +23,6 @@ from edgellm.spec import ModelSpec
 
 ENGINE = "edgellm"
 PACKAGES = ("numpy", "tokenizers")  # beside the runtime's own
-MANIFEST = "edgellm.json"
 COMMON = tuple(f"edgellm.runtimes.{name}" for name in ("adapters", "memory", "preference", "processor", "threads"))
 LITERT = tuple(f"ai_edge_litert.{name}" for name in ("compiled_model", "hardware_accelerator", "options"))
 IMPORTS = {  # what a load imports, by runtime

@@ -14,6 +14,11 @@ from edgellm.errors import EdgeError
 INTERRUPTED = 130
 
 
+def say(step: str) -> None:
+    """What is being done, for who waits."""
+    print(step, file=sys.stderr, flush=True)
+
+
 def ends(main: Callable[[], None]) -> Callable[[], int]:
     """`main` with an exit status: 0 where it went well, 1 with the error in one line, 130 where the user interrupted it."""
 

@@ -18,7 +18,6 @@ import struct
 import sys
 import tempfile
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -112,9 +111,7 @@ def make(name: str, folder: Path) -> Path:
     try:
         write(source, SHAPES[name])
         cost = conversion.measure("convert to both, rtn, int4", source, bundle)
-        print(
-            f"{name}: converted in {cost.seconds:.0f} s, peak RSS {(cost.rss or 0) / 1e6:,.0f} MB", file=sys.stderr, flush=True
-        )
+        script.say(f"{name}: converted in {cost.seconds:.0f} s, peak RSS {(cost.rss or 0) / 1e6:,.0f} MB")
         return bundle
     finally:
         shutil.rmtree(source, ignore_errors=True)
@@ -137,9 +134,8 @@ def main() -> None:
         parser.error(f"no such folder: {arguments.json.parent}")
     with tempfile.TemporaryDirectory(prefix="edgellm-shapes-", dir=arguments.folder) as scratch:
         bundles = [Bundle.open(make(name, Path(scratch))) for name in arguments.names or SHAPES]
-        say = partial(print, file=sys.stderr, flush=True)
         settings = Settings(prompts=(128,), depths=(0,), decode=32, trials=arguments.trials)
-        done = measure(bundles, (), settings, command=command, chat=False, progress=say)
+        done = measure(bundles, (), settings, command=command, chat=False, progress=script.say)
     result.write(done, arguments.json)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.benchmarks import gguf_file
-from edgellm.bundle import Bundle, Graph
+from edgellm.bundle import MANIFEST, Bundle, Graph
 from edgellm.errors import BundleError, RuntimeUnavailable
 from edgellm.runtimes import tflite_file
 from edgellm.runtimes.flatbuffer import Reader, Table
@@ -61,7 +61,7 @@ def linears(path: Path) -> Stored | None:
     if path.suffix.lower() == ".gguf":
         matrices = list(_of_gguf(path))
         return _sum(matrices, sum(each.weights for each in matrices))
-    if not (path / "edgellm.json").is_file():
+    if not (path / MANIFEST).is_file():
         return None
     bundle = Bundle.open(path)
     ((_, found),) = bundle.graphs.items()

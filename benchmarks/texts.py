@@ -50,8 +50,12 @@ class Pieces:
 
     def described(self) -> card.Text:
         """As the card has it."""
-        digest = hashlib.sha256(np.concatenate(self.ids).astype("<i8").tobytes()).hexdigest()
-        return card.Text(self.name, digest, self.positions, len(self.ids))
+        return card.Text(self.name, digest(np.concatenate(self.ids)), self.positions, len(self.ids))
+
+
+def digest(ids: Sequence[int] | Ids) -> str:
+    """sha256 of ids (int64, little endian)."""
+    return hashlib.sha256(np.asarray(ids, "<i8").tobytes()).hexdigest()
 
 
 def own() -> list[str]:

@@ -14,6 +14,18 @@ from edgellm.bundle import cache_dir
 # Tests that run onnxruntime without our loader must not start its telemetry either; test_network.py looks without this.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Where files run side by side, those that take minutes go first, and what is short fills the end."""
+    if not hasattr(config, "workerinput"):
+        return
+    ranks: dict[Path, int] = {}
+    for item in items:
+        rank = 2 if "models" in getattr(item, "fixturenames", ()) else int(item.get_closest_marker("slow") is not None)
+        ranks[item.path] = max(rank, ranks.get(item.path, 0))
+    items.sort(key=lambda item: -ranks[item.path])
+
+
 REAL_CACHE = cache_dir()
 KEPT = ("models", "peers", "permuted", "browser")  # of the user's cache: what is costly to make
 

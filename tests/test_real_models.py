@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ml_dtypes
@@ -41,11 +43,24 @@ def teacher_forced(path: Path, prompt: str) -> tuple[list[int], NDArray[np.int64
     return ids[:-1], np.array(predictions)
 
 
+@pytest.fixture(scope="module")
+def both(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], Path]]:
+    """A real model's two graphs in one bundle, made once: those of two conversions, as test_conversion_both.py has it."""
+    folder = tmp_path_factory.mktemp("both")
+
+    @functools.cache
+    def made(name: str, quant: str) -> Path:
+        method = "imatrix" if quant == "int4" else None  # gptq takes minutes: see test_real_default.py
+        return convert(models(name), folder / f"{name}-{quant}", target="both", quant=quant, method=method).path
+
+    yield made
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "gemma3"])
-def test_eight_bit_agrees_with_llama_cpp(models: Callable[[str], Path], name: str, tmp_path: Path) -> None:
-    bundle = convert(models(name), tmp_path / "out", quant="int8")
+def test_eight_bit_agrees_with_llama_cpp(models: Callable[[str], Path], both: Callable[[str, str], Path], name: str) -> None:
     agreements = []
-    with edgellm.load(bundle.path) as llm:
+    with edgellm.load(both(name, "int8"), runtime="onnx") as llm:
         for prompt in PROMPTS:
             ids, predictions = teacher_forced(models(name), prompt)
             assert ids[: -PREDICTED + 1] == llm.tokenizer.encode(prompt)
@@ -56,12 +71,14 @@ def test_eight_bit_agrees_with_llama_cpp(models: Callable[[str], Path], name: st
     assert np.mean(agreements) >= 0.95, agreements
 
 
-def test_sharded_bf16_safetensors_give_the_logits_of_the_gguf(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_sharded_bf16_safetensors_give_the_logits_of_the_gguf(
+    models: Callable[[str], Path], both: Callable[[str, str], Path], tmp_path: Path
+) -> None:
     """Two roads to one model; what is left between them is bf16's rounding of the weights, 3 significant digits."""
     hf_folder.write(models("smollm2"), tmp_path / "folder", dtype=np.dtype(ml_dtypes.bfloat16))
     results = []
-    for source, name in ((models("smollm2"), "gguf"), (tmp_path / "folder", "safetensors")):
-        with edgellm.load(convert(source, tmp_path / name, quant="fp32").path) as llm:
+    for bundle in (both("smollm2", "fp32"), convert(tmp_path / "folder", tmp_path / "safetensors", quant="fp32").path):
+        with edgellm.load(bundle, runtime="onnx") as llm:
             ids = llm.tokenizer.encode("".join(PROMPTS))
             session = llm.session()
             results.append((ids, session.logits(ids)))
@@ -75,24 +92,19 @@ def test_sharded_bf16_safetensors_give_the_logits_of_the_gguf(models: Callable[[
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "gemma3"])
 @pytest.mark.parametrize("quant", ["int4", "int8"])
 @pytest.mark.parametrize("target", ["onnx", "tflite"])
-def test_the_models_know_what_follows(
-    models: Callable[[str], Path], name: str, quant: str, target: str, tmp_path: Path
-) -> None:
+def test_the_models_know_what_follows(both: Callable[[str, str], Path], name: str, quant: str, target: str) -> None:
     """Coherent speech, judged without taste: words that only a model which still works finds likely."""
-    method = "imatrix" if quant == "int4" else None  # gptq takes minutes: see test_real_default.py
-    bundle = convert(models(name), tmp_path / "out", target=target, quant=quant, method=method)
-    with edgellm.load(bundle.path) as llm:
+    with edgellm.load(both(name, quant), runtime=target) as llm:
         text = llm.generate("Monday, Tuesday, Wednesday, Thursday,", max_tokens=12, temperature=0).text
     assert "Friday" in text
     assert "Saturday" in text
 
 
-def test_both_roads_give_the_same_logits(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_both_roads_give_the_same_logits(both: Callable[[str, str], Path]) -> None:
     """SmolLM2 at float32 in onnxruntime and in LiteRT: float order is all that may part them."""
     logits = []
     for target in ("onnx", "tflite"):
-        bundle = convert(models("smollm2"), tmp_path / target, target=target, quant="fp32")
-        with edgellm.load(bundle.path) as llm:
+        with edgellm.load(both("smollm2", "fp32"), runtime=target) as llm:
             ids = llm.tokenizer.encode(PROMPTS[1] + PROMPTS[3] + PROMPTS[4])
             logits.append(llm.session().logits(ids))
     np.testing.assert_allclose(logits[1], logits[0], atol=2e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ import numpy as np
 from edgellm.benchmarks.frontier.points import Point, decode_at, frontier, points
 from edgellm.benchmarks.frontier.table import decodes, split
 from edgellm.benchmarks.peers import table
+from edgellm.benchmarks.report.draw import plotting
+from edgellm.benchmarks.report.texts import many
 from edgellm.benchmarks.result import Run
-from edgellm.errors import ResourceError, RuntimeUnavailable, UsageError
+from edgellm.errors import ResourceError, UsageError
 
 METADATA: dict[str, dict[str, None]] = {".svg": {"Date": None}, ".png": {"Software": None}}  # no dates, no versions
 STYLE = {
@@ -33,7 +34,7 @@ def check(path: Path) -> None:
     """Raises UsageError for a kind of picture that is not drawn, RuntimeUnavailable where matplotlib is missing."""
     if path.suffix.lower() not in METADATA:
         raise UsageError("unknown kind of picture", where=path, fix=f"choose one of {', '.join(METADATA)}")
-    _matplotlib("matplotlib")
+    plotting()
 
 
 def draw(run: Run, path: Path) -> None:
@@ -45,7 +46,7 @@ def draw(run: Run, path: Path) -> None:
         ResourceError: the file cannot be written.
     """
     check(path)
-    matplotlib, figures = _matplotlib("matplotlib"), _matplotlib("matplotlib.figure")
+    matplotlib, figures = plotting(), plotting("matplotlib.figure")
     groups, found = table.groups(run), table.index(run)
     cases = decodes(found)
     with matplotlib.rc_context(STYLE):
@@ -54,7 +55,7 @@ def draw(run: Run, path: Path) -> None:
         for row, (model, _, threads) in zip(panels, groups, strict=True):
             for axes, case in zip(row, cases, strict=True):
                 _panel(axes, points(found, table.rows(run, model, threads), case))
-                axes.set_title(f"{model}, {table.count(threads, 'thread')}, after {case.depth} tokens", fontsize=8)
+                axes.set_title(f"{model}, {many(threads, 'thread')}, after {case.depth} tokens", fontsize=8)
         figure.supxlabel("KL to the source, nats (closer is left)")
         figure.supylabel("decode, tokens a second")
         try:
@@ -81,7 +82,7 @@ def _panel(axes: Any, every: Sequence[Point]) -> None:
         axes.annotate(each.lane.variant, (each.kl, each.speed), xytext=(3, 3), textcoords="offset points", fontsize=5.5)
     if every:
         axes.set_xscale("log")
-        axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_locator(plotting("matplotlib.ticker").LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter("{x:g}")
         axes.minorticks_off()
         axes.set_ylim(0, ROOM * max(each.speed for each in every))
@@ -91,10 +92,3 @@ def _panel(axes: Any, every: Sequence[Point]) -> None:
 def _scatter(axes: Any, some: Sequence[Point], label: str, **style: Any) -> None:
     if some:
         axes.scatter([each.kl for each in some], [each.speed for each in some], s=16, lw=0.8, label=label, **style)
-
-
-def _matplotlib(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise RuntimeUnavailable(f"matplotlib cannot be imported ({error})", fix="pip install matplotlib") from error

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgellm.benchmarks.frontier.points import Point, decode_at, fastest_as_close, frontier, points
+from edgellm.benchmarks.own import ENGINE
 from edgellm.benchmarks.peers import table
 from edgellm.benchmarks.peers.lanes import label
-from edgellm.benchmarks.peers.table import OURS, Index
+from edgellm.benchmarks.peers.table import Index
+from edgellm.benchmarks.report.texts import MB, many
 from edgellm.benchmarks.result import Case, Lane, Run
 from edgellm.benchmarks.spread import Ratio
 
 THEIRS = "llama.cpp"
 AIM = 1.3  # times the decode of their best file that is as close
-MB = 1e6
 HOW = (
     "Speeds are tokens a second; decode is steps over the time that they took, after a context of so many tokens. Bits are "
     "those of a weight of the layers' linears, counted in the file, scales and all; in brackets what they would be with "
@@ -35,7 +36,7 @@ def markdown(run: Run) -> str:
     lines = [*table.head(run, HOW), ""]
     for model, source, threads in table.groups(run):
         lanes = table.rows(run, model, threads)
-        lines += [f"## {model} ({source}), {table.count(threads, 'thread')}", ""]
+        lines += [f"## {model} ({source}), {many(threads, 'thread')}", ""]
         lines += [*_files(found, lanes), "", *_ratios(found, lanes, run.settings.seed)]
     return "\n".join(lines + table.foot(run))
 
@@ -61,7 +62,7 @@ def lead(run: Run) -> str:
 def _leads(found: Index, run: Run, model: str, threads: Sequence[int]) -> list[list[str]]:
     """By closeness. The ratio to llama.cpp's best file, in brackets that between files; by number of threads."""
     some = [table.rows(run, model, count) for count in threads]
-    names = [mine for mine in some[0] if mine.engine == OURS and mine.quality is not None]
+    names = [mine for mine in some[0] if mine.engine == ENGINE and mine.quality is not None]
     made = []
     for name in sorted(names, key=lambda lane: lane.quality.kl if lane.quality else 0.0):
         cells, best = [], list[Ratio]()
@@ -102,7 +103,7 @@ def decodes(found: Index) -> list[Case]:
 
 def split(every: Sequence[Point]) -> tuple[list[Point], list[Point]]:
     """Ours, and llama.cpp's."""
-    ours = [each for each in every if each.lane.engine == OURS]
+    ours = [each for each in every if each.lane.engine == ENGINE]
     return ours, [each for each in every if each.lane.engine == THEIRS]
 
 

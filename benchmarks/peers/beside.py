@@ -17,8 +17,6 @@ from edgellm.bundle import Bundle
 from edgellm.errors import UsageError
 from edgellm.runtimes.threads import default_threads
 
-POSITIONS = 600  # tokens of the text, at most
-
 
 def entries(
     names: Sequence[str],
@@ -40,7 +38,7 @@ def entries(
         RuntimeUnavailable: a peer is not installed; the message says how to get it.
     """
     progress("the source at float32")
-    ids = tuple(quality.text_ids(source)[: min([POSITIONS, *(bundle.spec.max_context for bundle in bundles)])])
+    ids = tuple(quality.text_ids(source)[: min([quality.POSITIONS, *(bundle.spec.max_context for bundle in bundles)])])
     for bundle in bundles:
         if _text_ids(bundle)[: len(ids)] != ids:
             raise UsageError("not what the bundle was made of", where=source, fix=f"give the source of {bundle.path}")

@@ -11,14 +11,14 @@ from pathlib import Path
 from edgellm.benchmarks import models as real_models
 from edgellm.benchmarks import result
 from edgellm.benchmarks.peers import engine as peers
-from edgellm.benchmarks.peers import quiet
+from edgellm.benchmarks.peers import quality, quiet
 from edgellm.benchmarks.peers.measure import DEFAULT, measure, open_model, prepare
 from edgellm.benchmarks.permuted import SUFFIX, permuted
 from edgellm.benchmarks.result import Run, Settings
+from edgellm.benchmarks.script import say
 from edgellm.errors import ResourceError, UsageError
 
 OUTPUTS = ("json", "markdown", "plot")
-POSITIONS = 600  # of the text
 
 
 def parser(program: str, description: str, *, models: Sequence[str], engines: Sequence[str]) -> argparse.ArgumentParser:
@@ -44,7 +44,7 @@ def parser(program: str, description: str, *, models: Sequence[str], engines: Se
     made.add_argument("--prefill", type=int, default=DEFAULT.prompts[0], metavar="TOKENS")
     made.add_argument("--depths", nargs="+", type=int, default=list(DEFAULT.depths), metavar="TOKENS")
     made.add_argument("--steps", type=int, default=DEFAULT.decode, metavar="TOKENS", help="decode steps after each depth")
-    made.add_argument("--positions", type=int, default=POSITIONS, metavar="TOKENS", help="of the text, for KL")
+    made.add_argument("--positions", type=int, default=quality.POSITIONS, metavar="TOKENS", help="of the text, for KL")
     made.add_argument("--seed", type=int, default=DEFAULT.seed)
     made.add_argument("--json", type=Path, metavar="FILE", help="write every sample")
     made.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables")
@@ -124,8 +124,3 @@ def write(found: Run, text: str, arguments: argparse.Namespace) -> None:
     if arguments.markdown:
         arguments.markdown.write_text(text, encoding="utf-8")
     print(text)
-
-
-def say(step: str) -> None:
-    """What is being done, for who waits."""
-    print(step, file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ text as any method of ours reads, so that both quantize by the same knowledge.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgellm.benchmarks import gguf_file
+from edgellm.benchmarks.whole import whole
 from edgellm.errors import SourceError
 
 Array = NDArray[np.float32]
@@ -29,6 +29,7 @@ def by_tensor(source: Path, folder: Path) -> Mapping[str, Array]:
     Raises:
         RuntimeUnavailable: the gguf package is missing.
         SourceError: no GGUF file, or a linear whose inputs are not known.
+        ResourceError: it cannot be kept.
     """
     from edgellm.converters import architectures, calibration_text
     from edgellm.converters.architectures.base import GGUF_NAMES
@@ -53,11 +54,9 @@ def by_tensor(source: Path, folder: Path) -> Mapping[str, Array]:
     for name, width in linears(source).items():  # llama.cpp rounds a tensor without an entry as if there were no matrix
         if matrix.get(name, np.empty(0)).shape != (width,):
             raise SourceError("what goes into it is not known", where=f"{source}: {name}", fix="leave the -imatrix files out")
-    partial = folder / f".{kept.name}.{os.getpid()}"
     folder.mkdir(parents=True, exist_ok=True)
-    with partial.open("wb") as file:
+    with whole(kept, "free some space") as partial, partial.open("wb") as file:
         np.savez(file, **matrix)
-    partial.replace(kept)
     return matrix
 
 

@@ -16,10 +16,9 @@ from edgellm.benchmarks.peers import engine as peers
 from edgellm.benchmarks.peers.engine import OURS, EngineId
 from edgellm.benchmarks.result import Lane, Recipe
 from edgellm.benchmarks.stored import Stored
-from edgellm.bundle import Bundle, cache_dir, sha256_file
+from edgellm.bundle import MANIFEST, Bundle, cache_dir, sha256_file
 from edgellm.errors import RuntimeUnavailable, UsageError
 
-MANIFEST = "edgellm.json"
 TABLE, HEAD = "token_embd.weight", "output.weight"
 
 

@@ -29,7 +29,8 @@ import numpy as np
 from edgellm.benchmarks.peers import importance
 from edgellm.benchmarks.peers.engine import Variant
 from edgellm.benchmarks.peers.importance import Array
-from edgellm.errors import InferenceError, ResourceError, SourceError
+from edgellm.benchmarks.whole import whole
+from edgellm.errors import InferenceError, SourceError
 from edgellm.runtimes.session import Logits
 
 NAME = "llama.cpp"
@@ -85,16 +86,10 @@ def prepare(variant: str, source: Path, folder: Path) -> Path:
     if matrix:
         settings.imatrix = _imatrix(api, matrix)
     folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f".{target.name}.{os.getpid()}"
-    try:
+    with whole(target, "free some space") as partial:
         failed = api.llama_model_quantize(os.fsencode(source), os.fsencode(partial), ctypes.byref(settings))
         if failed:
             raise SourceError("llama.cpp could not quantize it", where=source, fix="see what llama.cpp says above")
-        partial.replace(target)
-    except OSError as error:
-        raise ResourceError(str(error), where=folder, fix="free some space") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

@@ -6,8 +6,6 @@ peers' files. KL(source || engine) is a mean over positions, in nats.
 
 from __future__ import annotations
 
-import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,10 +15,12 @@ from tokenizers import Tokenizer
 from edgellm.benchmarks import metrics
 from edgellm.benchmarks.cases import Engine
 from edgellm.benchmarks.result import Quality
-from edgellm.errors import ResourceError
+from edgellm.benchmarks.texts import digest
+from edgellm.benchmarks.whole import whole
 from edgellm.runtimes.session import Logits
 
 TEXT = Path(__file__).with_name("text.txt")
+POSITIONS = 600  # of it that are compared, unless told otherwise
 ROWS = 32  # positions whose distributions are compared at once
 
 
@@ -31,11 +31,6 @@ def text_ids(source: Path) -> list[int]:
     with open_checkpoint(source) as checkpoint:
         tokenizer = Tokenizer.from_str(checkpoint.text().tokenizer.decode("utf-8"))
     return list(tokenizer.encode(TEXT.read_text(encoding="utf-8")).ids)
-
-
-def digest(ids: Sequence[int]) -> str:
-    """sha256 of ids (int64, little endian)."""
-    return hashlib.sha256(np.asarray(ids, "<i8").tobytes()).hexdigest()
 
 
 def reference(source: Path, ids: Sequence[int], folder: Path) -> Path:
@@ -51,15 +46,8 @@ def reference(source: Path, ids: Sequence[int], folder: Path) -> Path:
             spec, tensor = architectures.describe(checkpoint)
             logits = ReferenceModel(spec, lambda name: Weight(name, tensor(name))).logits(ids)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f".{path.name}.{os.getpid()}"
-        try:
-            with partial.open("wb") as file:
-                np.save(file, logits.astype(np.float32, copy=False))
-            partial.replace(path)
-        except OSError as error:
-            raise ResourceError(f"cannot write: {error.strerror or error}", where=folder, fix="free some space") from error
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(path, "free some space") as partial, partial.open("wb") as file:
+            np.save(file, logits.astype(np.float32, copy=False))
     return path
 
 

@@ -8,13 +8,12 @@ from dataclasses import replace
 
 from edgellm.benchmarks.figures import Figure, figures
 from edgellm.benchmarks.metrics import standard_error
+from edgellm.benchmarks.own import ENGINE
 from edgellm.benchmarks.peers import quiet
 from edgellm.benchmarks.peers.lanes import label
+from edgellm.benchmarks.report.texts import MB, many
 from edgellm.benchmarks.result import Case, Lane, Quality, Run
 from edgellm.benchmarks.spread import SURE, Ratio, ratio, spread
-
-MB = 1e6
-OURS = "edgellm"
 
 Index = Mapping[tuple[str, Case, str], Figure]
 
@@ -26,7 +25,7 @@ def markdown(run: Run) -> str:
     found = index(run)
     lines = [*head(run, HOW), ""]
     for model, source, threads in groups(run):
-        lines += [f"## {model} ({source}), {count(threads, 'thread')}", ""]
+        lines += [f"## {model} ({source}), {many(threads, 'thread')}", ""]
         some = rows(run, model, threads)
         lines += [*_engines(found, some), "", *_ratios(found, some, run.settings.seed), ""]
     lines += foot(run)
@@ -112,9 +111,9 @@ def head(run: Run, how: str) -> list[str]:
     packages = {name: version for lane in run.lanes for name, version in lane.versions.items()} or {"edgellm": run.version}
     versions = ", ".join(f"{name} {version}" for name, version in sorted(packages.items()))
     load = "" if before is None or before.load is None else f"Load average at the start {before.load:.2f}."
-    where = f"{machine.cpu} ({count(machine.cores, 'core')}{memory}; {features}), {machine.system}, {machine.python}"
+    where = f"{machine.cpu} ({many(machine.cores, 'core')}{memory}; {features}), {machine.system}, {machine.python}"
     medians = (
-        f"Medians over {count(run.settings.trials, 'round')}, lowest and highest in brackets; every engine in a fresh process, "
+        f"Medians over {many(run.settings.trials, 'round')}, lowest and highest in brackets; every engine in a fresh process, "
         "in shuffled order."
     )
     lines = [
@@ -165,9 +164,9 @@ def _ratios(found: Index, some: Sequence[Lane], seed: int) -> list[str]:
     columns = cases(found)
     table = [["edgellm", "peer", "embedding, head", *(case.name for case in columns), "load", "RSS"]]
     table[0] += ["KL ours / theirs", "KL no worse"]
-    for mine in (lane for lane in some if lane.engine == OURS):
+    for mine in (lane for lane in some if lane.engine == ENGINE):
         for theirs in some:
-            if theirs.engine == OURS or _width(theirs) != _width(mine):
+            if theirs.engine == ENGINE or _width(theirs) != _width(mine):
                 continue
             cells = [own_label(mine), label(theirs), f"{_ends(mine)} / {_ends(theirs)}"]
             measures = [*((case, "speed") for case in columns), (LOAD, "time")]
@@ -224,8 +223,3 @@ def rows_of(table: Sequence[Sequence[str]]) -> list[str]:
     """Markdown of a table; the first row is its head."""
     first, *body = ("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in table)
     return [first, "|" + " --- |" * len(table[0]), *body]
-
-
-def count(number: int, thing: str) -> str:
-    """As "1 round", "2 rounds"."""
-    return f"{number} {thing}{'' if number == 1 else 's'}"

@@ -6,12 +6,12 @@ write([read("phone.json"), read("board.json")], Path("report.html"))
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from edgellm.benchmarks.report.contents import document
 from edgellm.benchmarks.result import Run
+from edgellm.benchmarks.whole import whole
 from edgellm.errors import ResourceError, UsageError
 
 HTML, MARKDOWN = (".html", ".htm"), (".md", ".markdown")
@@ -44,14 +44,8 @@ def write(runs: Sequence[Run], path: Path) -> None:
     """
     check(path)
     text = to_html(runs) if path.suffix.lower() in HTML else to_markdown(runs)
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
+    with whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
-        raise ResourceError(f"cannot write: {error.strerror or error}", where=path, fix="choose another file") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def to_html(runs: Sequence[Run]) -> str:

@@ -56,7 +56,7 @@ NO_GLYPH = "(?s).*(Glyph|currently does not support|missing from)"
 
 def check() -> None:
     """Raises RuntimeUnavailable where matplotlib cannot be imported."""
-    _matplotlib("matplotlib")
+    plotting()
 
 
 def draw(chart: Chart, name: str) -> str:
@@ -65,7 +65,7 @@ def draw(chart: Chart, name: str) -> str:
     Raises:
         RuntimeUnavailable: matplotlib is missing.
     """
-    matplotlib, figures = _matplotlib("matplotlib"), _matplotlib("matplotlib.figure")
+    matplotlib, figures = plotting(), plotting("matplotlib.figure")
     heights = [_height(panel, len(chart.panels)) for panel in chart.panels]
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=NO_GLYPH, category=UserWarning)
@@ -140,7 +140,7 @@ def _lines(axes: Any, panel: Lines) -> None:
         axes.set_ylim(0, (top or 1.0) * 1.08)
     else:
         axes.margins(y=0.2)
-        axes.yaxis.set_major_locator(_matplotlib("matplotlib.ticker").MaxNLocator(4, min_n_ticks=2))
+        axes.yaxis.set_major_locator(plotting("matplotlib.ticker").MaxNLocator(4, min_n_ticks=2))
     axes.yaxis.set_major_formatter("{x:,.6g}")
     _x_axis(axes, panel, sorted({point.x for point in everything}))
     if panel.shaded is not None:
@@ -165,7 +165,7 @@ def _line(axes: Any, panel: Lines, line: Line) -> None:
 
 
 def _x_axis(axes: Any, panel: Lines, xs: Sequence[float]) -> None:
-    ticker = _matplotlib("matplotlib.ticker")
+    ticker = plotting("matplotlib.ticker")
     if panel.names:
         axes.set_xticks(range(len(panel.names)), [short(name, 14).replace(" ", "\n") for name in panel.names])
         axes.set_xlim(-0.35, len(panel.names) - 0.65)
@@ -185,7 +185,7 @@ def _x_axis(axes: Any, panel: Lines, xs: Sequence[float]) -> None:
 
 def _log_ticks(axes: Any, xs: Sequence[float]) -> None:
     """1, 2, 5 where the range is short, else decades."""
-    ticker = _matplotlib("matplotlib.ticker")
+    ticker = plotting("matplotlib.ticker")
     wide = bool(xs) and max(xs) > 100 * min(xs)
     axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=8))
     axes.xaxis.set_minor_locator(ticker.NullLocator())
@@ -271,7 +271,7 @@ def _bars(axes: Any, panel: Bars) -> None:
             reach = panel.limit[0]
         axes.text(reach + 0.012 * widest, y, number, va="center", fontsize=SMALL)
     axes.set_xlim(0, widest * 1.24)
-    axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").MaxNLocator(5))
+    axes.xaxis.set_major_locator(plotting("matplotlib.ticker").MaxNLocator(5))
     axes.xaxis.set_major_formatter((lambda x, _: f"{100 * x:.0f} %") if panel.percent else "{x:,.6g}")
     if panel.limit is not None:
         value, name = panel.limit
@@ -301,7 +301,7 @@ def _marks(axes: Any, panel: Marks) -> None:
         axes.set_xscale("log")
         _log_ticks(axes, xs)
     else:
-        axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").MaxNLocator(5))
+        axes.xaxis.set_major_locator(plotting("matplotlib.ticker").MaxNLocator(5))
         axes.margins(x=0.08)
         axes.xaxis.set_major_formatter("{x:,.6g}")
     if panel.middle is not None:
@@ -333,14 +333,19 @@ def _hills(axes: Any, panel: Hills) -> None:
         for index, (name, value) in enumerate(lines):
             stroke = STROKES[(0, 1, 3)[index % 3]]
             names[name] = axes.plot([value, value], [y, y - 0.9], color=svg.INK, lw=1.4, ls=stroke)[0]
-    axes.xaxis.set_major_locator(_matplotlib("matplotlib.ticker").MaxNLocator(6))
+    axes.xaxis.set_major_locator(plotting("matplotlib.ticker").MaxNLocator(6))
     axes.xaxis.set_major_formatter("{x:,.6g}")
     _legend(axes, list(names.values()), list(names))
 
 
-def _matplotlib(name: str) -> Any:
+def plotting(name: str = "matplotlib") -> Any:
+    """matplotlib, or a module of it, such as "matplotlib.ticker".
+
+    Raises:
+        RuntimeUnavailable: it cannot be imported.
+    """
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        what = f"the plots of a report need matplotlib, which cannot be imported ({error})"
+        what = f"plots need matplotlib, which cannot be imported ({error})"
         raise RuntimeUnavailable(what, fix="pip install 'edgellm[report]', or write Markdown") from error

@@ -149,6 +149,6 @@ def test_pictures_that_cannot_be_drawn(run: Run, tmp_path: Path, monkeypatch: py
     with pytest.raises(ResourceError, match="choose another file"):
         plot.draw(run, tmp_path / "nowhere" / "it.svg")
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    with pytest.raises(RuntimeUnavailable, match="pip install matplotlib"):
+    with pytest.raises(RuntimeUnavailable, match=r"pip install 'edgellm\[report\]', or write Markdown"):
         plot.check(tmp_path / "it.svg")
     assert list(tmp_path.iterdir()) == []
