@@ -103,11 +103,16 @@ class Agent:
             raise
 
     async def _read(self, seconds: float | None = None) -> dict[str, Any]:
-        """The next line that it says. Raises HostError if that is an error, or if there is no more."""
-        line = await asyncio.wait_for(self.process.stdout.readline(), self.patience if seconds is None else seconds)
-        if not line.endswith(b"\n"):
-            raise await self._ended()
-        said: dict[str, Any] = json.loads(line)
+        """The next line that it says; what a login shell says before it is none. Raises HostError if that is an error, or if
+        there is no more."""
+        said: dict[str, Any] | None = None
+        while said is None:
+            line = await asyncio.wait_for(self.process.stdout.readline(), self.patience if seconds is None else seconds)
+            if not line.endswith(b"\n"):
+                raise await self._ended()
+            with contextlib.suppress(ValueError):
+                found = json.loads(line)
+                said = found if isinstance(found, dict) else None
         if "error" in said:
             raise self._refused(**said)
         return said
@@ -203,7 +208,12 @@ class Agent:
                 self._check(said, refused)
                 notes = (MEMORY,) if said["memory"] else ()
             elif "run" in said:
-                run = self._run(await self.process.stdout.readexactly(said["run"]))
+                self.doing = "the way of its run"
+                try:
+                    work = self.process.stdout.readexactly(said["run"])
+                    run = self._run(await in_time(work, self.name, self.patience, self.doing))
+                except asyncio.IncompleteReadError:
+                    raise await self._ended() from None
                 return replace(run, notes=(*run.notes, *notes))
 
     def _check(self, said: dict[str, Any], refused: dict[str, Any]) -> None:

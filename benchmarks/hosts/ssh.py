@@ -35,7 +35,7 @@ from edgellm.benchmarks.hosts.there import Job
 from edgellm.benchmarks.hosts.wheels import Platform
 from edgellm.benchmarks.result import Run, Settings
 from edgellm.benchmarks.run import labels
-from edgellm.bundle import MANIFEST, Bundle, sha256_file
+from edgellm.bundle import MANIFEST, Bundle, graph_name, sha256_file
 from edgellm.errors import EdgeError, RuntimeUnavailable, UsageError
 
 CONNECT = 20.0  # seconds to answer in
@@ -189,6 +189,8 @@ async def _connected(target: Target, where: Address) -> AsyncIterator[asyncssh.S
         raise _failure(error, target, where) from error
     try:
         yield connection
+    except (OSError, asyncssh.Error) as error:
+        raise _failure(error, target, where) from error
     finally:
         connection.close()
         try:
@@ -199,19 +201,18 @@ async def _connected(target: Target, where: Address) -> AsyncIterator[asyncssh.S
 
 def _failure(error: Exception, target: Target, where: Address) -> HostError:
     """What went wrong with a connection, and what helps."""
-    login = (
-        f"ssh {'' if where.port is None else f'-p {where.port} '}{'' if where.user is None else where.user + '@'}{where.host}"
-    )
+    port, user = "" if where.port is None else f"-p {where.port} ", "" if where.user is None else f"{where.user}@"
+    login = f"ssh {port}{user}{where.host}"
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
         what = f"its host key is not that of the known hosts: {error.reason}"
         fix = f"log in once with '{login}', compare the fingerprint and accept it, or take the old key away if the board is new"
     elif isinstance(error, asyncssh.PermissionDenied):
-        what, fix = (
-            "it accepts none of the keys",
-            f"add yours with '{login.replace('ssh ', 'ssh-copy-id ', 1)}', or name one by key =",
-        )
+        what = "it accepts none of the keys"
+        fix = f"add yours with '{login.replace('ssh ', 'ssh-copy-id ', 1)}', or name one by key ="
     elif isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
         what, fix = f"the key cannot be read: {error}", "give the agent a key that has a passphrase (ssh-add)"
+    elif isinstance(error, OSError) and error.filename is not None:
+        what, fix = f"{error.filename} cannot be read here: {error.strerror}", "check the path and its permissions"
     elif isinstance(error, asyncssh.ConnectionLost | ConnectionResetError | BrokenPipeError):
         return lost(target.name)
     elif isinstance(error, TimeoutError):
@@ -242,7 +243,9 @@ async def _packages(
     """
     told = await agent.look()
     platform = Platform(told["version"], told["implementation"], told["architecture"], told["libc"])
-    names = list(runtimes) or [name for name in wheels.PACKAGES if any(name in bundle.graphs for bundle in bundles)]
+    names = [graph_name(name) for name in runtimes] or [
+        name for name in wheels.PACKAGES if any(name in bundle.graphs for bundle in bundles)
+    ]
     wanted, files, refusals = wheels.requirements(None), list[Path](), list[EdgeError]()
     got = False
     for name in names:

@@ -28,7 +28,9 @@ def test_a_32_bit_board_has_numpy_of_its_own_and_gets_the_rest(tiny_source: Path
     pi = board.make(tmp_path / "pi", board.KINDS["cortex-a7"], roots.root("armhf"), [])
     with Board.started(tmp_path / "sshd") as door:
         door.gate("unset PYTHONPATH", f"PATH='{pi.folder}/bin':$PATH; export PATH")
-        run = ssh.bench(door.target(python="python3"), [made], (), SMALL, command="edgellm bench", progress=lambda step: None)
+        run = ssh.bench(
+            door.target(python="python3"), [made], ["tflite-compat"], SMALL, command="edgellm bench", progress=lambda step: None
+        )
     (lane,) = run.lanes
     assert (run.machine.architecture, lane.runtime, lane.failed) == ("armv7l", "tflite_compat", None)
     assert lane.versions["tflite-runtime"] == "2.14.0"

@@ -303,6 +303,11 @@ def test_a_key_that_is_refused(board: Board, bundle: Bundle) -> None:
         bench(board.target(key=str(board.folder / "host")), bundle)
 
 
+def test_a_key_that_is_not_there(board: Board, bundle: Bundle, tmp_path: Path) -> None:
+    with pytest.raises(HostError, match=rf"board: {tmp_path}/none cannot be read here: No such file or directory; check the"):
+        bench(board.target(key=str(tmp_path / "none")), bundle)
+
+
 def test_no_python(board: Board, bundle: Bundle) -> None:
     with pytest.raises(HostError, match=r"board: edgellm needs Python 3\.11 or later, .*; install one, or name it by python ="):
         bench(board.target(python="python3.99"), bundle)
@@ -318,7 +323,7 @@ def test_a_user_who_may_run_nothing(board: Board, bundle: Bundle) -> None:
 
 
 def test_a_greeting_does_no_harm(board: Board, bundle: Bundle) -> None:
-    board.gate("echo 'Welcome to Kitchen OS' >&2")
+    board.gate("echo 'Welcome to Kitchen OS'; echo 3; echo 'No mail.' >&2")
     send(board.target(), bundle)
 
 
