@@ -26,7 +26,7 @@
     let fetched = 0;
     for (let first = 0; first < file.size; first += PART) {
       const last = Math.min(first + PART, file.size) - 1;
-      const key = new URL(`/kept/${file.sha256}/${first}`, base);
+      const key = keyOf(base, file, first);
       const kept = await store?.match(key);
       let part = kept === void 0 ? null : await kept.arrayBuffer();
       if (part?.byteLength !== last - first + 1) {
@@ -42,6 +42,17 @@
       throw new Error(`${file.name} arrived damaged`);
     }
     return bytes;
+  }
+  async function isKept(base, file) {
+    if (!("caches" in self)) return false;
+    const store = await caches.open(STORE);
+    for (let first = 0; first < file.size; first += PART) {
+      if (await store.match(keyOf(base, file, first)) === void 0) return false;
+    }
+    return true;
+  }
+  function keyOf(base, file, first) {
+    return new URL(`/kept/${file.sha256}/${first}`, base);
   }
   async function forget(base, which) {
     if (!("caches" in self)) return;
@@ -350,16 +361,21 @@
   var seconds = (since) => (performance.now() - since) / 1e3;
   async function work(base, job) {
     const tell = (text) => say({ kind: "progress", text });
-    for (const file of job.files) await load(base, file, tell);
+    const files = /* @__PURE__ */ new Map();
+    const loadAll = async () => {
+      for (const file of job.files) files.set(file.name, await load(base, file, tell));
+    };
+    const here = (await Promise.all(job.files.map((file) => isKept(base, file)))).every(Boolean);
+    if (!here) await loadAll();
     const began = performance.now();
     const open3 = job.library === "litert.js" ? await withLitert(base, job) : await withOnnx(base, job);
     const imported = seconds(began);
     const start = performance.now();
-    const files = /* @__PURE__ */ new Map();
-    for (const file of job.files) files.set(file.name, await load(base, file, tell));
+    if (here) await loadAll();
     const [first] = job.sizes;
     const opened = { engine: await open3(files, first), slots: first?.slots };
     say({ kind: "loaded", seconds: seconds(start), imported });
+    if (job.sizes.length === 0) files.clear();
     const resize = async (size) => {
       if (size === void 0 || size.slots === opened.slots) return false;
       await opened.engine.close();

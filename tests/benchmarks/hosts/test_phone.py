@@ -302,7 +302,7 @@ def test_a_tab_that_vanishes_is_a_failed_lane(
 def test_a_second_page_and_a_wrong_token_get_nothing(
     launch: Callable[..., Any], both: Bundle, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    benching = Benching(both, ("onnx",), dataclasses.replace(SMALL, trials=500), "phone://127.0.0.1:0")
+    benching = Benching(both, ("onnx",), dataclasses.replace(SMALL, trials=500), "phone://127.0.0.1:0", silence="4")
     browser = launch()
     url = benching.url(capsys)
     first, second = browser.new_page(), browser.new_page()

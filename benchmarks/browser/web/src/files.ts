@@ -13,7 +13,7 @@ export async function load(base: URL, file: FileEntry, tell: (text: string) => v
   let fetched = 0;
   for (let first = 0; first < file.size; first += PART) {
     const last = Math.min(first + PART, file.size) - 1;
-    const key = new URL(`/kept/${file.sha256}/${first}`, base);
+    const key = keyOf(base, file, first);
     const kept = await store?.match(key);
     let part = kept === undefined ? null : await kept.arrayBuffer();
     if (part?.byteLength !== last - first + 1) {
@@ -30,6 +30,20 @@ export async function load(base: URL, file: FileEntry, tell: (text: string) => v
     throw new Error(`${file.name} arrived damaged`);
   }
   return bytes;
+}
+
+/** Whether all of a file is in the browser's own store. */
+export async function isKept(base: URL, file: FileEntry): Promise<boolean> {
+  if (!("caches" in self)) return false;
+  const store = await caches.open(STORE);
+  for (let first = 0; first < file.size; first += PART) {
+    if ((await store.match(keyOf(base, file, first))) === undefined) return false;
+  }
+  return true;
+}
+
+function keyOf(base: URL, file: FileEntry, first: number): URL {
+  return new URL(`/kept/${file.sha256}/${first}`, base);
 }
 
 /** Drop what is kept of files for which `which` holds. */

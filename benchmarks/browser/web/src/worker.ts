@@ -1,6 +1,6 @@
 // One job in a worker of its own: its memory goes with it, and the page goes on answering while it computes.
 import { likeliest, type Engine } from "./engine";
-import { load } from "./files";
+import { isKept, load } from "./files";
 import * as litert from "./litert";
 import * as onnx from "./onnx";
 import type { Case, Check, Job, Row, Size, Word } from "./protocol";
@@ -13,17 +13,22 @@ const seconds = (since: number): number => (performance.now() - since) / 1000;
 
 async function work(base: URL, job: Job): Promise<void> {
   const tell = (text: string): void => say({ kind: "progress", text });
-  // the first time files come over the network, which is no part of a load
-  for (const file of job.files) await load(base, file, tell);
+  const files = new Map<string, Uint8Array>();
+  const loadAll = async (): Promise<void> => {
+    for (const file of job.files) files.set(file.name, await load(base, file, tell));
+  };
+  // what comes over the network is no part of a load, and what is here already is not to be in memory twice
+  const here = (await Promise.all(job.files.map((file) => isKept(base, file)))).every(Boolean);
+  if (!here) await loadAll();
   const began = performance.now();
   const open = job.library === "litert.js" ? await withLitert(base, job) : await withOnnx(base, job);
   const imported = seconds(began);
   const start = performance.now();
-  const files = new Map<string, Uint8Array>();
-  for (const file of job.files) files.set(file.name, await load(base, file, tell));
+  if (here) await loadAll();
   const [first] = job.sizes;
   const opened = { engine: await open(files, first), slots: first?.slots };
   say({ kind: "loaded", seconds: seconds(start), imported });
+  if (job.sizes.length === 0) files.clear(); // the engine has what it needs of them
   /** The engine with the room that is wanted; true where it is a new one. */
   const resize = async (size: Size | undefined): Promise<boolean> => {
     if (size === undefined || size.slots === opened.slots) return false;
