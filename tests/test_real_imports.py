@@ -29,9 +29,16 @@ HEADS = {"attn_q": 9, "attn_k": 3}
 LAYER = {"attn_output": "o", "ffn_down": "down", "token_embd": "embed.weight"}
 
 
+@pytest.fixture(scope="module")
+def quantized(models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """SmolLM2 as llama.cpp quantizes it, made once."""
+    folder = tmp_path_factory.mktemp("quantized")
+    return lambda kind: llama_cpp.prepare(kind, models("smollm2"), folder)
+
+
 @pytest.mark.parametrize(("kind", "quant"), [("q4_0", "int4"), ("q8_0", "int8")])
-def test_the_bundle_is_the_file(models: Callable[[str], Path], kind: str, quant: str, tmp_path: Path) -> None:
-    file = llama_cpp.prepare(kind, models("smollm2"), tmp_path)
+def test_the_bundle_is_the_file(quantized: Callable[[str], Path], kind: str, quant: str, tmp_path: Path) -> None:
+    file = quantized(kind)
     bundle = convert(file, tmp_path / "out", quant=quant)
     assert bundle.recipe.method == IMPORTED
     assert_exact(file, bundle.path)
@@ -72,9 +79,9 @@ def assert_exact(file: Path, bundle: Path) -> None:
     assert seen + 1 == len(written)
 
 
-def test_on_tflites_grid_new_codes_are_nearer_than_the_files(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_on_tflites_grid_new_codes_are_nearer_than_the_files(quantized: Callable[[str], Path]) -> None:
     """Q4_0's codes with its scales made positive and bfloat16, against a search; errors weighed by the inputs' mean squares."""
-    file = llama_cpp.prepare("q4_0", models("smollm2"), tmp_path)
+    file = quantized("q4_0")
     grid, kept_errors, new_errors, kept_better = Scheme(4, 32, scales="positive bfloat16"), [], [], 0
     with open_checkpoint(file) as checkpoint:
         spec, tensors = describe(checkpoint, None)

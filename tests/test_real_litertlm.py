@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import litert_lm
@@ -13,6 +15,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import edgellm
+from edgellm.bundle import Bundle
 from edgellm.conversion import convert
 from edgellm.litertlm import export_litertlm
 
@@ -47,11 +50,26 @@ def gap(llm: edgellm.LLM, prompt: list[int], ids: tuple[int, ...], text: str) ->
     return f"token {place} differs, where the best logits are {first:.4f} and {second:.4f}: {text!r}"
 
 
+@pytest.fixture(scope="module")
+def packed(
+    models: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[[str, str], tuple[Bundle, Path]]]:
+    """A bundle, and what was packed of it; made once."""
+    folder = tmp_path_factory.mktemp("packed")
+
+    @functools.cache
+    def made(name: str, quant: str) -> tuple[Bundle, Path]:
+        method = "imatrix" if quant == "int4" else None
+        bundle = convert(models(name), folder / f"{name}-{quant}", target="tflite", quant=quant, method=method, kv="fp32")
+        return bundle, export_litertlm(bundle.path, folder / f"{name}-{quant}.litertlm")
+
+    yield made
+    shutil.rmtree(folder)
+
+
 @pytest.mark.parametrize(("name", "quant"), [("smollm2", "int4"), ("qwen2.5", "int4"), ("gemma3", "int4"), ("smollm2", "int8")])
-def test_the_same_greedy_tokens(models: Callable[[str], Path], name: str, quant: str, tmp_path: Path) -> None:
-    method = "imatrix" if quant == "int4" else None
-    bundle = convert(models(name), tmp_path / "bundle", target="tflite", quant=quant, method=method, kv="fp32")
-    file = export_litertlm(bundle.path, tmp_path / f"{name}.litertlm")
+def test_the_same_greedy_tokens(packed: Callable[[str, str], tuple[Bundle, Path]], name: str, quant: str) -> None:
+    bundle, file = packed(name, quant)
     with edgellm.load(bundle.path) as llm, engine(file) as loaded:
         assert loaded.eos_token_ids == [[token] for token in bundle.text.eos_ids]
         for prompt in (*BEGINNINGS, LONG):
@@ -86,10 +104,9 @@ def test_the_same_greedy_tokens(models: Callable[[str], Path], name: str, quant:
         assert ended > 0 or name == "smollm2"
 
 
-def test_the_command_line_answers(models: Callable[[str], Path], tmp_path: Path) -> None:
+def test_the_command_line_answers(packed: Callable[[str, str], tuple[Bundle, Path]], tmp_path: Path) -> None:
     """`litert-lm run`, as somebody on another machine types it: with what the file says, and no network."""
-    bundle = convert(models("qwen2.5"), tmp_path / "bundle", target="tflite", method="imatrix", kv="fp32")
-    file = export_litertlm(bundle.path, tmp_path / "qwen.litertlm")
+    bundle, file = packed("qwen2.5", "int4")
     command = [Path(sys.executable).parent / "litert-lm", "run", file, "--prompt", QUESTIONS[2], "--top-k", "1"]
     home = {**os.environ, "HOME": str(tmp_path)}
     done = subprocess.run(command, env=home, capture_output=True, text=True, timeout=300, check=False)
