@@ -24,6 +24,13 @@ from edgellm.converters import architectures, calibration_text, preparation
 from edgellm.converters.checkpoints import open_checkpoint
 from tests.peers import consistent
 
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of this module's own: what one test made, another one finds."""
+    return tmp_path_factory.mktemp("llama.cpp")
+
+
 KINDS = ("q4_0", "q4_1", "iq4_nl", "q4_k_s", "q4_k_m", "q5_0", "q5_k_m", "q6_k", "q8_0")
 
 
@@ -32,11 +39,17 @@ KINDS = ("q4_0", "q4_1", "iq4_nl", "q4_k_s", "q4_k_m", "q5_0", "q5_k_m", "q6_k",
     ("name", "variant", "kind"), [("smollm2", "q4_0", "Q4_0"), ("smollm2", "q8_0", "Q8_0"), ("qwen2.5", "q4_0", "Q4_0")]
 )
 def test_llama_cpp(
-    models: Callable[[str], Path], name: str, variant: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Callable[[str], Path],
+    name: str,
+    variant: str,
+    kind: str,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("llama_cpp")
     gguf = pytest.importorskip("gguf")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     model = open_model(name, models(name), 24)
     (made,), left_out = prepare(model, [EngineId("llama_cpp", variant)], lambda step: None)
     assert left_out == []
@@ -58,10 +71,10 @@ def test_llama_cpp(
 
 @pytest.mark.slow
 def test_llama_cpp_without_flash_attention_is_the_same_file(
-    models: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Callable[[str], Path], cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api: Any = pytest.importorskip("llama_cpp")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
     variants = ("q4_0", "q4_0-noflash")
     model = open_model("smollm2", models("smollm2"), 24)
     made, _ = prepare(model, [EngineId("llama_cpp", variant) for variant in variants], lambda step: None)
