@@ -45,8 +45,10 @@ def root(architecture: str) -> Path:
     def build(folder: Path) -> None:
         options = folder.with_name("apt.conf")
         options.write_text(_said(["apt-config", "dump", "Acquire"]), encoding="utf-8")
-        command = ["mmdebstrap", f"--arch={architecture}", "--variant=extract", f"--include={','.join(packages)}", "--quiet"]
-        _said([*command, f"--aptopt={options}", codename, str(folder), _source(codename)])
+        # without a chroot: what is only unpacked needs neither root nor a user namespace
+        how = ["--mode=chrootless", "--variant=extract", "--quiet", f"--aptopt={options}"]
+        what = [f"--arch={architecture}", f"--include={','.join(packages)}", codename]
+        _said(["mmdebstrap", *how, *what, str(folder), _source(codename)])
         folder.chmod(0o755)
         libraries = folder / "usr/lib/arm-linux-gnueabihf"
         for library in libraries.glob("*/lib*.so.3"):  # what Debian's alternatives would link, were they installed
