@@ -75,8 +75,14 @@ def memory(total: int | None, available: int | None) -> Finding:
 
 
 def _packages() -> list[Finding]:
+    from edgellm.runtimes import tflite
+
     findings = []
     for package, purpose, need, install in PACKAGES:
+        unfit = tflite.unfit() if package == tflite.PACKAGE else None
+        if unfit is not None:
+            findings.append(Finding(package, f"not for this processor, {purpose}", f"{unfit}: use ONNX bundles"))
+            continue
         try:
             findings.append(Finding(package, f"{importlib.metadata.version(package)}, {purpose}"))
         except importlib.metadata.PackageNotFoundError:
