@@ -8,12 +8,14 @@ what JSON can hold.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ Said = dict[str, Any]
 # Ctrl-C reaches the parent too, which ends this process; it is not to die half-way in an import, with a traceback.
 CHILD = (
     "import signal, sys; signal.signal(signal.SIGINT, signal.SIG_IGN);"
+    "hasattr(signal, 'pthread_sigmask') and signal.pthread_sigmask(signal.SIG_SETMASK, []);"
     "from edgellm.benchmarks.fresh import answer; answer(*sys.argv[1:])"
 )
 ERROR = "error"  # the name that no answer may have
@@ -46,19 +49,32 @@ def run(module: str, job: Mapping[str, Any], hear: Callable[[Said], None], *, wh
     command = [sys.executable, "-P", "-c", CHILD, module, json.dumps(job)]
     quiet = subprocess.DEVNULL
     stderr = quiet if sys.stderr is None else None
-    with subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8") as process:
-        try:
-            for line in process.stdout or ():
-                said = json.loads(line)
-                if ERROR in said:
-                    raise getattr(errors, said[ERROR])(said["what"], where=said["where"], fix=said["fix"])
-                hear(said)
-        except BaseException:
-            process.kill()
-            raise
+    with contextlib.ExitStack() as stack:
+        with _held():
+            process = subprocess.Popen(command, stdin=quiet, stdout=subprocess.PIPE, stderr=stderr, encoding="utf-8")
+            stack.enter_context(process)
+            stack.push(lambda kind, error, trace: None if kind is None else process.kill())
+        for line in process.stdout or ():
+            said = json.loads(line)
+            if ERROR in said:
+                raise getattr(errors, said[ERROR])(said["what"], where=said["where"], fix=said["fix"])
+            hear(said)
     if process.returncode:
         what = f"the process that measured it ended with status {process.returncode}"
         raise InferenceError(what, where=where, fix="free memory and try again")
+
+
+@contextlib.contextmanager
+def _held() -> Iterator[None]:
+    """Signals that end this process wait: in the middle of starting another one, nobody would know whom to end with it."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGHUP))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def answer(module: str, asked: str) -> None:

@@ -82,3 +82,7 @@ def test_on_a_raspberry_pi_4_it_is_refused(here: Asked, make_board: Callable[[st
     assert (done.returncode, done.stdout) == (1, "")
     what = "ai-edge-litert needs ARMv8.1, and this processor has not its atomic instructions"
     assert done.stderr == f"error: {what}; convert the model again with --target onnx, or tflite-compat\n"
+    done = board.run("-m", "edgellm", "doctor")
+    (line,) = (each for each in done.stdout.splitlines() if each.startswith("ai-edge-litert "))
+    assert line.split(maxsplit=1)[1].startswith("not for this processor"), done.stderr
+    assert f"- {what}: use ONNX bundles" in done.stdout

@@ -44,7 +44,8 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the module's jo
 @pytest.fixture(autouse=True)
 def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "jobs_of_a_test.py").write_text(MODULE, encoding="utf-8")
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    others = filter(None, [os.environ.get("PYTHONPATH")])  # an empty entry would be the folder where one stands
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *others]))
 
 
 def answers(do: str, **more: object) -> list[fresh.Said]:

@@ -89,8 +89,7 @@ def test_a_terminated_conversion_leaves_nothing(name: str, tmp_path: Path) -> No
         _, errors = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 128 + getattr(signal, name)
-    assert errors == b""
+    assert (process.returncode, errors) == (128 + getattr(signal, name), b"")
     assert not folder.exists()
 
 
