@@ -209,7 +209,9 @@ class SafetensorsFile:
 
     def close(self) -> None:
         """Release the mapping."""
-        self._map.close()
+        # A thread that still reads, or frames that a signal ended, hold a view: the mapping then goes with that view.
+        with contextlib.suppress(BufferError):
+            self._map.close()
 
     def __enter__(self) -> SafetensorsFile:
         return self

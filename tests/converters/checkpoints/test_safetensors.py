@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -134,6 +136,29 @@ def test_threads_read_at_once(tmp_path: Path) -> None:
 def index_of(folder: Path) -> dict[str, Any]:
     value: dict[str, Any] = json.loads((folder / "model.safetensors.index.json").read_text())
     return value
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a timer's signal is POSIX")
+def test_a_signal_while_it_reads_comes_out_as_it_is(tmp_path: Path) -> None:
+    """What ends the program holds views of the mapping in its frames, and closing must not put an error in its place."""
+    safetensors.torch.save_file({"x": torch.zeros(2048, 2048)}, tmp_path / "x.safetensors")
+
+    def end(*_: object) -> None:
+        raise SystemExit(143)
+
+    def read_on() -> None:
+        with SafetensorsFile(tmp_path / "x.safetensors") as file:
+            signal.setitimer(signal.ITIMER_REAL, 0.02)
+            while True:
+                file.tensor("x").rows(0, 2048)
+
+    before = signal.signal(signal.SIGALRM, end)
+    try:
+        with pytest.raises(SystemExit, match="143"):
+            read_on()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize(
