@@ -13,7 +13,6 @@ import psutil
 import pytest
 
 import edgellm as library
-from edgellm.benchmarks import tune
 from edgellm.benchmarks.turn import apart
 from edgellm.bundle import Bundle
 from edgellm.runtimes.preference import choose
@@ -30,9 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.alone
-def test_tune_finds_a_way_and_loads_take_it(both: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In fewer rounds than there are, each of which starts processes: what rounds are for is in benchmarks/test_tune.py."""
-    monkeypatch.setattr(tune, "DECISION", 8)
+def test_tune_finds_a_way_and_loads_take_it(both: Path, cache: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(both)
     result = edgellm("tune", both, "--json", tmp_path / "tune.json")
     assert result.exit_code == 0, result.output
