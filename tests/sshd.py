@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -146,19 +146,25 @@ def wait_for(port: int, log: Path) -> None:
     raise AssertionError(log.read_text(encoding="utf-8", errors="replace"))
 
 
+def until(happened: Callable[[], bool], seconds: float = WAIT) -> None:
+    """Wait for it, in vain at most so long that a test's own assertion says what is missing."""
+    end = time.monotonic() + seconds
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.01)
+
+
 def gone(board: Board, word: str = "", seconds: float = WAIT) -> bool:
     """Whether everything that ran there has ended, by then."""
-    end = time.monotonic() + seconds
-    while board.processes(word) and time.monotonic() < end:
-        time.sleep(0.1)
+    until(lambda: not board.processes(word), seconds)
     return not board.processes(word)
 
 
 class Line:
-    """A cable between here and a board: it counts what goes to the board, and breaks after so many bytes."""
+    """A cable between here and a board: it counts what goes to the board, and breaks after so many bytes, as soon as the board
+    has `arrived`, since what is still on its way then is lost."""
 
-    def __init__(self, board: Board, breaks_after: int | None = None) -> None:
-        self.sent, self._limit, self._to = 0, breaks_after, board.port
+    def __init__(self, board: Board, breaks_after: int | None = None, arrived: Callable[[], bool] = lambda: True) -> None:
+        self.sent, self._limit, self._arrived, self._to = 0, breaks_after, arrived, board.port
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -180,6 +186,7 @@ class Line:
                 if counts:
                     self.sent += len(data)
                     if self._limit is not None and self.sent > self._limit:
+                        until(self._arrived)
                         break
                 target.sendall(data)
         for each in (source, target):

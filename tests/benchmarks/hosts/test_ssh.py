@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.benchmarks.hosts import Target, agent, ssh
+from edgellm.benchmarks.hosts.board import size_of
 from edgellm.benchmarks.hosts.failure import HostError
 from edgellm.benchmarks.result import Run, Settings
 from edgellm.bundle import Bundle, sha256_file
@@ -111,11 +112,11 @@ def test_an_upload_goes_on_where_it_was_cut_off(board: Board, bundle: Bundle) ->
     entry = max(bundle.files.values(), key=lambda entry: entry.size)
     send(board.target(), bundle)
     (board.cache / "blobs" / entry.sha256).unlink()
-    cable = Line(board, breaks_after=OVERHEAD + entry.size // 2)
+    partial = board.cache / "blobs" / f"{entry.sha256}.partial"
+    cable = Line(board, breaks_after=OVERHEAD + entry.size // 2, arrived=lambda: size_of(partial) > 2 * OVERHEAD)
     with pytest.raises(HostError, match=r"board: the connection was lost; look whether it still runs"):
         bench(board.target(port=cable.port), bundle)
     assert sshd.gone(board)
-    partial = board.cache / "blobs" / f"{entry.sha256}.partial"
     there = partial.stat().st_size
     assert 2 * OVERHEAD < there < entry.size
     again = Line(board)
