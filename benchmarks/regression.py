@@ -8,9 +8,9 @@ common with round 3 of the other. So `spread.unpaired` compares them, all measur
 difference is claimed that is none at most `alpha` of the time.
 
 That holds for what differs from round to round. What differs from run to run (the machine was another one that day) no
-statistic of two runs can tell from a change of the program. Three things are done about it: a regression has to be worse by
-more than `least` with its whole interval; the machine's own limits, probed in both runs, are compared in the same way, and
-where they differ there is no answer; nor is there one on another machine, with doubts in a file, or where the new run lacks
+statistic of two runs can tell from a change of the program. Three things are done about it: a difference, to either side, has
+to be more than `least` with its whole interval; the machine's own limits, probed in both runs, are compared in the same way,
+and where they differ there is no answer; nor is there one on another machine, with doubts in a file, or where the new run lacks
 what the old one has. Nothing is scaled by the probes: how far a case follows the memory's speed would be a guess.
 """
 
@@ -45,7 +45,7 @@ class Comparison:
         case: what was timed, by its name in tables.
         old, new: medians, in `unit`.
         ratio: new / old, of geometric means.
-        regression: worse by more than the least effect, with the whole interval.
+        regression, improvement: worse or better by more than the least effect, with the whole interval.
         blind: the interval holds a slow-down of 30 % as well as none.
     """
 
@@ -58,6 +58,7 @@ class Comparison:
     new: float
     ratio: Ratio
     regression: bool
+    improvement: bool
     blind: bool
 
 
@@ -69,7 +70,7 @@ class Outcome:
         against: why these files give no answer; empty if they do.
         remarks: what else differs.
         alpha: how often, at most, a difference is claimed in one of the rows and there is none.
-        least: what a regression has to be worse by, as a share.
+        least: what a difference has to be more than, as a share.
     """
 
     rows: tuple[Comparison, ...]
@@ -93,7 +94,7 @@ def compare(old: Run, new: Run, *, least: float = LEAST, alpha: float = ALPHA) -
     """Compare the lanes that both runs have: same engine, model, variant, runtime and threads.
 
     Args:
-        least: a regression is worse by more than this share, such as .03.
+        least: a difference is one of more than this share, such as .03.
         alpha: of all rows together.
 
     Raises:
@@ -126,13 +127,13 @@ def compare(old: Run, new: Run, *, least: float = LEAST, alpha: float = ALPHA) -
 
 def _row(old: Figure, new: Figure, ratio: Ratio, least: float) -> Comparison:
     """Worse is down where more is better, and up elsewhere."""
-    regression = blind = False
+    regression = improvement = blind = False
     if ratio.low is not None and ratio.high is not None:
         mildest, worst = (1 / ratio.high, 1 / ratio.low) if new.higher else (ratio.low, ratio.high)
-        regression = mildest > 1 + least
+        regression, improvement = mildest > 1 + least, worst < 1 / (1 + least)
         blind = not regression and worst > 1 + SLOW_DOWN
     name, values = new.case.name, (old.median, new.median)
-    return Comparison(new.lane, name, new.measure, new.unit, new.higher, *values, ratio, regression, blind)
+    return Comparison(new.lane, name, new.measure, new.unit, new.higher, *values, ratio, regression, improvement, blind)
 
 
 def _judged(run: Run, ids: dict[str, str] | None = None) -> dict[tuple[str, Case, str], Figure]:

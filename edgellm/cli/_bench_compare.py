@@ -49,7 +49,7 @@ class OrCompare(click.Command):
     default=3.0,
     show_default=True,
     metavar="PERCENT",
-    help="What a regression has to be worse by, with its whole interval.",
+    help="What a difference has to be more than, with its whole interval.",
 )
 @click.option("--anyway", is_flag=True, help="Answer although something speaks against it: doubts, another machine.")
 @click.option(
@@ -128,8 +128,9 @@ def _verdict(row: Comparison) -> str:
         return "[bold red]REGRESSION[/]"
     if row.blind:
         return "cannot tell"
-    words = {"faster": "better", "slower": "worse", "no difference": "no difference", None: "-"}
-    return words[row.ratio.verdict]
+    if row.improvement:
+        return "better"
+    return "-" if row.ratio.verdict is None else "no difference"
 
 
 def _value(value: float, unit: str) -> str:

@@ -62,6 +62,16 @@ def test_a_regression_is_worse_by_more_than_the_least_effect() -> None:
     assert found(compare(old, new, least=0.1)) == set()
 
 
+def test_an_improvement_is_held_to_the_same() -> None:
+    old, new = a_run(trials=8, noise=0.003, seed=0), a_run(trials=8, noise=0.003, seed=1, slow=1 / 1.08)
+
+    def better(least: float) -> set[str]:
+        return {row.measure for row in compare(old, new, least=least).rows if row.improvement}
+
+    assert better(0.03) >= {"time", "speed"}
+    assert better(0.1) == set()
+
+
 def test_a_row_says_what_it_compares() -> None:
     outcome = pair(0, slow={"prefill": 2.0})
     row = next(row for row in outcome.rows if (row.case, row.measure) == ("prefill 512", "speed"))

@@ -65,6 +65,8 @@ def test_what_got_better_is_0(old: Path, tmp_path: Path) -> None:
     done = edgellm("bench", "compare", old, new(tmp_path, slow=0.5))
     assert done.exit_code == 0
     assert "better" in done.stdout
+    asked = edgellm("bench", "compare", old, new(tmp_path, slow=0.5), "--least", 99.9)
+    assert "better" not in asked.stdout, "to either side a difference is more than the least"
 
 
 def test_what_speaks_against_an_answer_is_2_unless_asked_for(old: Path, tmp_path: Path) -> None:
