@@ -36,7 +36,7 @@ class Job:
     Attributes:
         task: check: load it, so that what a runtime packs at its first load is packed, and look whether its steps are right.
             quality: compare it with the source. cold: load it from storage, up to the first token. round: load it, and time
-            the cases in shuffled order. sustained: decode for `seconds`.
+            the cases in shuffled order, the chain last. sustained: decode for `seconds`.
         path: of the lane's file or folder.
         context: tokens that the longest case needs.
         ids: of a text.
@@ -149,7 +149,8 @@ def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[Said]:
     longest = max(wanted, key=lambda case: max(case.prompt, case.depth))
     made: list[Sample] = []
     cases.run(longest)  # buffers grow to their size, and code is paged in: what only the first call of a process pays
-    for case in random.Random(f"{job.seed} {job.lane.id} {job.round}").sample(wanted, len(wanted)):
+    order = random.Random(f"{job.seed} {job.lane.id} {job.round}").sample(wanted, len(wanted))
+    for case in sorted(order, key=lambda case: case.kind == "chain"):  # it brings a tokenizer, which is nothing of the others'
         yield {"case": case.name}
         try:
             made.append(cases.run(case))

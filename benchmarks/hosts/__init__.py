@@ -9,10 +9,11 @@ What comes back is a `Run` like any other, of that machine.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast, runtime_checkable
+from urllib.parse import unquote, urlsplit
 
 from edgellm.benchmarks.facts import Looked
 from edgellm.benchmarks.result import Run, Settings
@@ -27,12 +28,25 @@ class Target:
     Attributes:
         name: what the user calls it; the URL where it has no name of its own.
         url: "ssh://user@board:22", "adb://serial"; the scheme says by which host.
-        options: what hosts.toml says of it beside the URL, by key; each host checks its own.
+        options: what hosts.toml says of it beside the URL, by key.
     """
 
     name: str
     url: str
     options: tuple[tuple[str, str], ...] = ()
+
+    def asked(self, known: Collection[str]) -> dict[str, str]:
+        """Its options by name: those of hosts.toml, and those of the URL ("?patience=20m&..."), which go before them.
+
+        Raises:
+            UsageError: one that is not among the known.
+        """
+        pairs = (part.partition("=") for part in urlsplit(self.url).query.split("&") if part)
+        found = dict(self.options) | {name: unquote(value) for name, _, value in pairs}
+        for name in found:
+            if name not in known:
+                raise UsageError(f"unknown option '{name}'", where=self.name, fix=f"it may be {', '.join(known)}")
+        return found
 
 
 class Host(Protocol):

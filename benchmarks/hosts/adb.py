@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 from edgellm._version import __version__
 from edgellm.benchmarks import conditions, doubts, facts
@@ -107,8 +107,7 @@ def bench(
 
 def look(target: Target) -> Looked:
     """What a device tells of itself; no binary is needed. Raises EdgeError: it cannot be reached, or tells nothing."""
-    serial, _ = _parts(target)
-    device = find(serial, target.name)
+    device = find(_serial(target), target.name)
     with tempfile.TemporaryDirectory(prefix="edgellm-adb-") as scratch:
         _bring(device, Path(scratch))
         return Looked(_ask(device))
@@ -120,10 +119,7 @@ def read(target: Target) -> Wish:
     Raises:
         UsageError: an option that no adb host has, or one that makes no sense; no binary.
     """
-    serial, options = _parts(target)
-    for name in options:
-        if name not in OPTIONS:
-            raise UsageError(f"no option '{name}' of adb", where=target.name, fix=f"it has {', '.join(OPTIONS)}")
+    serial, options = _serial(target), target.asked(OPTIONS)
     if "binary" not in options:
         fix = f"adb://{serial}?binary=FILE; docs/android.md says which"
         raise UsageError("no binary to run", where=target.name, fix=fix)
@@ -138,11 +134,8 @@ def read(target: Target) -> Wish:
     return Wish(serial, binary, float(timeout), mask)
 
 
-def _parts(target: Target) -> tuple[str, dict[str, str]]:
-    """Its serial number, and its options; those of the URL go before those of hosts.toml."""
-    parts = urlsplit(target.url)
-    pairs = (part.partition("=") for part in parts.query.split("&") if part)
-    return parts.netloc, {**dict(target.options), **{name: unquote(value) for name, _, value in pairs}}
+def _serial(target: Target) -> str:
+    return urlsplit(target.url).netloc
 
 
 def _bring(device: Device, scratch: Path) -> None:

@@ -269,10 +269,7 @@ def _notes(hello: Hello, settings: Settings) -> list[str]:
 def _place(target: Target) -> Place:
     """What URL and options say."""
     where = target.url
-    unknown = [key for key, _ in target.options if key not in OPTIONS]
-    if unknown:
-        raise UsageError(f"unknown option '{unknown[0]}'", where=where, fix=f"a phone has {' and '.join(OPTIONS)}")
-    options = dict(target.options)
+    options = target.asked(OPTIONS)
     try:
         parts = urlsplit(where)
         port = PORT if parts.port is None else parts.port

@@ -3,7 +3,7 @@
 Bundle and package go there by their hashes, only what is missing, and only below ~/.cache/edgellm/host of the board; see
 `board`, which runs there. The board needs sshd and Python 3.11; no internet, no compiler, no edgellm.
 
-What hosts.toml may say of such a host beside its URL:
+What hosts.toml may say of such a host beside its URL, or the URL itself ("ssh://pi@kitchen?patience=20m"):
 
     key = "~/.ssh/board"            the private key; else those of ~/.ssh and the agent's
     known_hosts = "board.keys"      the file that has the board's key; else ~/.ssh/known_hosts
@@ -40,6 +40,7 @@ from edgellm.errors import EdgeError, RuntimeUnavailable, UsageError
 
 CONNECT = 20.0  # seconds to answer in
 ALIVE, MISSED = 10.0, 3  # seconds between two looks whether the connection is there, and how many may fail
+OPTIONS = ("key", "known_hosts", "python", "folder", "patience")
 PATIENCE = 300.0
 UNITS = {"s": 1, "m": 60, "h": 3600}
 PYTHONS = ("python3", "python3.13", "python3.12", "python3.11")
@@ -80,14 +81,10 @@ def address(target: Target) -> Address:
         port = url.port
     except ValueError as error:
         raise UsageError(f"'{target.url}': {error}", where=target.name, fix="write ssh://user@board:22") from error
-    if not url.hostname or url.password is not None or url.path.strip("/") or url.query or url.fragment:
+    if not url.hostname or url.password is not None or url.path.strip("/") or url.fragment:
         fix = "write ssh://user@board:22; keys come from ~/.ssh or the agent"
         raise UsageError("no URL of a host", where=target.name, fix=fix)
-    options = dict(target.options)
-    known = ("key", "known_hosts", "python", "folder", "patience")
-    for name in options:
-        if name not in known:
-            raise UsageError(f"unknown option '{name}'", where=target.name, fix=f"it may be {', '.join(known)}")
+    options = target.asked(OPTIONS)
     patience = PATIENCE
     if "patience" in options:
         match = re.fullmatch(r"(\d+)\s*([smh])", options["patience"])

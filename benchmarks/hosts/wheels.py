@@ -20,6 +20,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion
+
 from edgellm.bundle import cache_dir
 from edgellm.errors import RuntimeUnavailable
 
@@ -96,44 +100,35 @@ def requirements(runtime: str | None) -> list[str]:
     wanted = PACKAGES.get(runtime or "")
     if runtime is not None and wanted is None:
         raise RuntimeUnavailable(f"no package is known for the runtime '{runtime}'", fix="install it on the board by hand")
-    found = []
-    for line in importlib.metadata.requires("edgellm") or ():
-        requirement, _, marker = line.partition(";")
-        name = _name(requirement)
-        extra = "extra" in marker
+    found: dict[str, None] = {}
+    for requirement in map(Requirement, importlib.metadata.requires("edgellm") or ()):
+        name = canonicalize_name(requirement.name)
+        extra = requirement.marker is not None and "extra" in str(requirement.marker)
         if (name == wanted) if extra else (runtime is None and name not in TERMINAL):
-            found.append(re.sub(r"\s", "", requirement))
-    found = list(dict.fromkeys(found))
-    return [*found, "numpy<2"] if runtime == "tflite_compat" else found
+            found[f"{requirement.name}{requirement.specifier}"] = None
+    return [*found, "numpy<2"] if runtime == "tflite_compat" else [*found]
 
 
 def lacking(wanted: Sequence[str], installed: Mapping[str, str]) -> list[str]:
     """Those of the requirements that packages of these versions do not meet."""
-    there = {_name(name): version for name, version in installed.items()}
-    return [each for each in wanted if _name(each) not in there or not _meets(there[_name(each)], each)]
+    there: dict[str, str] = {canonicalize_name(name): version for name, version in installed.items()}
+    return [each for each in wanted if not _meets(there.get(_name(each)), Requirement(each))]
+
+
+def _meets(version: str | None, requirement: Requirement) -> bool:
+    try:
+        return version is not None and requirement.specifier.contains(version, prereleases=True)
+    except InvalidVersion:  # of a package that a distribution has named in its own way
+        return False
 
 
 def _name(requirement: str) -> str:
-    return re.sub(r"[-_.]+", "-", re.split(r"[^A-Za-z0-9._-]", requirement.strip(), maxsplit=1)[0]).lower()
-
-
-def _meets(version: str, requirement: str) -> bool:
-    here = _numbers(version)
-    compare = {">=": here.__ge__, "==": here.__eq__, "<": here.__lt__}
-    conditions = re.findall(r"(>=|==|<)([0-9.]+)", requirement)
-    return all(compare[sign](_numbers(number)) for sign, number in conditions)
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    parts = [int(part) for part in re.findall(r"\d+", re.split(r"[^0-9.]", version, maxsplit=1)[0])]
-    while parts and parts[-1] == 0:
-        parts.pop()
-    return tuple(parts)
+    return canonicalize_name(Requirement(requirement).name)
 
 
 def absent(wanted: Sequence[str], installed: Mapping[str, str]) -> list[str]:
     """Those of the requirements of which there is no version at all."""
-    there = {_name(name) for name in installed}
+    there = {canonicalize_name(name) for name in installed}
     return [each for each in wanted if _name(each) not in there]
 
 

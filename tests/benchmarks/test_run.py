@@ -85,6 +85,13 @@ def test_rounds_are_interleaved_and_in_no_fixed_order(run: Run, steps: list[str]
     assert "round 2 of 2, bundle tflite 1: decode after 32" in steps
 
 
+def test_a_chain_comes_last_so_that_its_tokenizer_is_in_no_other_s_memory(run: Run) -> None:
+    for lane in run.lanes:
+        for number in range(SMALL.trials + 1):
+            mine = [each for each in run.samples if (each.lane, each.round) == (lane.id, number)]
+            assert max(mine, key=lambda each: each.at).case.kind == "chain"
+
+
 def test_steps_parts_and_tokens_are_kept(run: Run) -> None:
     for each in run.samples:
         if each.case.kind in ("decode", "chain"):

@@ -314,7 +314,7 @@ def target(url: str, **options: str) -> Target:
         (lambda file: target("adb://R58N", binary="/nowhere/model_benchmark"), r"/nowhere/model_benchmark: no such file"),
         (
             lambda file: target("adb://R58N", binary=file, thread="4"),
-            r"pixel: no option 'thread' of adb; it has binary, timeout",
+            r"pixel: unknown option 'thread'; it may be binary, timeout",
         ),
         (lambda file: target(f"adb://R58N?binary={file}&timeout=soon"), r"pixel: timeout: 'soon' is no number of seconds"),
         (lambda file: target("adb://R58N", binary=file, timeout="0"), r"'0' is no number of seconds"),

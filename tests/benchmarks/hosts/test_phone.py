@@ -364,7 +364,7 @@ def test_nobody_comes(both: Bundle, brought: None, capsys: pytest.CaptureFixture
 )
 def test_what_makes_no_sense(both: Bundle, url: str, options: tuple[tuple[str, str], ...]) -> None:
     with pytest.raises(UsageError, match="phone"):
-        host("phone://").bench(Target("p", url, options), [both], (), SMALL, command="", progress=lambda step: None)
+        host("phone://").bench(Target("phone", url, options), [both], (), SMALL, command="", progress=lambda step: None)
 
 
 def test_a_graph_that_no_browser_runs(both: Bundle) -> None:

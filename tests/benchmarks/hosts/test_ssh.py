@@ -336,6 +336,8 @@ def test_a_greeting_does_no_harm(board: Board, bundle: Bundle) -> None:
         ("ssh://kitchen/home", {}, "no URL of a host"),
         ("ssh://kitchen:door", {}, "write ssh://user@board:22"),
         ("ssh://kitchen", {"password": "x"}, "unknown option 'password'; it may be key, "),
+        ("ssh://kitchen?pace=1", {}, "unknown option 'pace'; it may be key, "),
+        ("ssh://kitchen?patience=long", {}, "patience is 'long'; write it like 90s"),
         ("ssh://kitchen", {"patience": "long"}, "patience is 'long'; write it like 90s"),
     ],
 )

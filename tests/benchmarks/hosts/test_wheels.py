@@ -62,6 +62,7 @@ def test_requirements_are_those_of_setup_cfg() -> None:
         ({"NumPy": "2.4", "onnxruntime": "1.31.9"}, ["onnxruntime>=1.32"]),
         ({"numpy": "1.9", "onnxruntime": "1.32"}, ["numpy>=1.26"]),
         ({"numpy": "2.0rc1", "onnxruntime": "1.32+cpu"}, []),
+        ({"numpy": "1.26.4-vendor", "onnxruntime": "1.32"}, ["numpy>=1.26"]),
     ],
 )
 def test_what_is_lacking(installed: dict[str, str], missing: list[str]) -> None:
