@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgellm.conversion import convert
 from tests import wheels
-from tests.arm import board, learned, roots, trimmed
+from tests.arm import asking, board, learned, roots, trimmed
 from tests.arm.asking import Job
 from tests.arm.board import Board
+from tests.arm.same import Here, There
 
 
 @pytest.fixture(scope="session")
@@ -91,3 +93,26 @@ def small_jobs(small_model: Path, tmp_path_factory: pytest.TempPathFactory) -> C
         return found
 
     return made
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each test of `tests.arm.same`, on each board of its module."""
+    if "there" in metafunc.fixturenames and hasattr(metafunc.module, "KERNELS"):
+        metafunc.parametrize("kind", list(metafunc.module.KERNELS), scope="module")
+
+
+@pytest.fixture(scope="module")
+def here(request: Any, learned_jobs: Any, small_jobs: Any) -> Here:
+    """What this machine answers in a module's runtime."""
+    small = small_jobs(request.module.RUNTIME)
+    jobs = {**learned_jobs(request.module.RUNTIME), "smollm2": small["int4"]}
+    return Here(jobs, {name: asking.here(job) for name, job in jobs.items()}, asking.here(small["fp32"]))
+
+
+@pytest.fixture(scope="module")
+def there(
+    request: Any, kind: str, here: Here, make_board: Callable[[str, str], Board], tmp_path_factory: pytest.TempPathFactory
+) -> There:
+    """What a board answers to the same."""
+    folder = tmp_path_factory.mktemp("asked") / kind
+    return There(kind, asking.ask(make_board(kind, request.module.RUNTIME), here.jobs, folder))
