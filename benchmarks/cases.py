@@ -24,6 +24,7 @@ TAIL = 16  # tokens of a prompt that are new where its beginning is in the cache
 NEAR = 0.05  # of the way from the likeliest logit to the middle one: what rounding may turn
 TEMPLATE = 48  # tokens that a chat template puts around a message, about
 WINDOW = 5.0  # seconds of a sustained run that make a sample
+ANSWER = 64  # steps of a sustained run before its context begins again: deeper ones are slower on a cool machine too
 DIGITS = 7  # of seconds that are kept: a tenth of a microsecond
 
 
@@ -97,7 +98,7 @@ class Watch:
         cpu: CPU seconds of this process.
         busy: CPU seconds of all processes together.
         joules: that the host has used.
-        peak: forgets the peak of resident memory.
+        peak: forgets the peak of resident memory; whether the system can.
         rss, pss: bytes: the peak since then, and the proportional share now.
         celsius, mhz: as of `Sample`.
     """
@@ -106,7 +107,7 @@ class Watch:
     cpu: Callable[[], float] = time.process_time
     busy: Callable[[], float | None] = nothing
     joules: Callable[[], float | None] = nothing
-    peak: Callable[[], None] = nothing
+    peak: Callable[[], bool] = lambda: False
     rss: Callable[[], int | None] = nothing
     pss: Callable[[], int | None] = nothing
     celsius: Callable[[], float | None] = nothing
@@ -187,7 +188,7 @@ def plan(settings: Settings, room: int, *, chat: bool, cold: bool = True) -> tup
 
 def observe(watch: Watch, where: Where, case: Case, work: Work) -> Sample:
     """What `work` says that a case took, with all that the watch tells beside it."""
-    watch.peak()
+    own = watch.peak() or case.kind == "load"  # before a load the process has had nothing else
     at, busy = watch.now(), watch.busy()
     mark = Mark(watch)
     begun = mark.cpu
@@ -204,7 +205,7 @@ def observe(watch: Watch, where: Where, case: Case, work: Work) -> Sample:
         steps=timed.steps,
         parts=timed.parts,
         cpu=round(cpu - mark.cpu, 6) if timed.apart else None,
-        rss=watch.rss(),
+        rss=watch.rss() if own else None,
         pss=watch.pss(),
         joules=spent if timed.apart else None,
         celsius=watch.celsius(),
@@ -223,7 +224,7 @@ class Cases:
         ids: Sequence[int],
         watch: Watch,
         where: Where,
-        chain: Callable[[Case], Timed] | None = None,
+        chain: Callable[[Case, Mark], Timed] | None = None,
     ) -> None:
         """
         Args:
@@ -241,7 +242,7 @@ class Cases:
         """
         if case.kind == "chain" and self._chain is not None:
             chain = self._chain
-            return observe(self._watch, self._where, case, lambda mark: chain(case))
+            return observe(self._watch, self._where, case, lambda mark: chain(case, mark))
         ways = {"prefill": self._prefill, "first token": self._first_token, "decode": self._decode}
         return observe(self._watch, self._where, case, lambda mark: ways[case.kind](case, mark))
 
@@ -256,7 +257,7 @@ class Cases:
         return _share([_confirmed(engine, ids, each.tokens) for ids, each in zip(prompts, told, strict=True)])
 
     def sustained(self, seconds: float, context: int) -> Iterator[Sample]:
-        """Decode for so many seconds, from the start of the context to its end and again: a sample for every few of them."""
+        """Decode for so many seconds, answers of ANSWER steps one after another: a sample for every few of the seconds."""
         engine = self._engine
         if isinstance(engine, OwnLoop):  # a loop of its own goes no further than it was told to
             return
@@ -273,7 +274,7 @@ class Cases:
                     if left == 0:
                         engine.reset()
                         token = _best(engine.prefill(self._text(1)))
-                        left = context - 1
+                        left = min(ANSWER, context - 1)
                     token = self._step(engine, token, steps)
                     left -= 1
                 return _timed(sum(steps), steps)
@@ -283,7 +284,7 @@ class Cases:
     def _prefill(self, case: Case, mark: Mark) -> Timed:
         engine, prompt = self._engine, self._text(case.prompt)
         if isinstance(engine, OwnLoop):
-            return _timed(engine.time_prefill(prompt))
+            return replace(_timed(engine.time_prefill(prompt)), apart=False)
         engine.reset()
         mark()
         started = self._watch.now()
@@ -295,7 +296,7 @@ class Cases:
     def _first_token(self, case: Case, mark: Mark) -> Timed:
         engine, prompt = self._engine, self._text(case.prompt)
         if isinstance(engine, OwnLoop):
-            return _timed(engine.time_prefill(prompt))
+            return replace(_timed(engine.time_prefill(prompt)), apart=False)
         engine.reset()
         if case.state == "cached":
             engine.prefill(prompt[:-TAIL])

@@ -36,11 +36,16 @@ class Chain:
         if name is not None:
             self._template = ChatTemplate(bundle.file(name).read_text(encoding="utf-8"), bundle.text.special_tokens)
 
-    def run(self, case: Case) -> Timed:
-        """One message of `case.prompt` tokens, the template's own not counted, and `case.steps` tokens of an answer."""
+    def run(self, case: Case, mark: Callable[[], None] = lambda: None) -> Timed:
+        """One message of `case.prompt` tokens, the template's own not counted, and `case.steps` tokens of an answer.
+
+        Args:
+            mark: called when the clock starts.
+        """
         text = self._tokenizer.decode(np.resize(np.asarray(self._ids), case.prompt).tolist())
         session, parts, steps = self._session, defaultdict[str, float](float), list[float]()
         session.rewind(0)
+        mark()
         begun = last = self._now()
 
         def part(name: str) -> None:

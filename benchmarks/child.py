@@ -102,7 +102,7 @@ def work(asked: object) -> Iterator[Said]:
     opening.prepare(job.lane, Path(job.path))
     with contextlib.ExitStack() as stack:
         counter = energy.find_counter()
-        watch = _watch(None if counter is None else stack.enter_context(counter))
+        watch = _watch(None if counter is None else stack.enter_context(counter), job.task)
         if job.task == "cold":
             yield from _cold(job, watch)
             return
@@ -146,6 +146,8 @@ def _looked_at(job: Job, opened: Opened) -> Iterator[Said]:
 def _round(job: Job, opened: Opened, watch: Watch) -> Iterator[Said]:
     cases = Cases(opened.engine, job.ids, watch, _where(job), opened.chain(job.ids))
     wanted = [case for case in job.cases if case.state != "cached" or not isinstance(opened.engine, OwnLoop)]
+    if not machine.forget_peak() and machine.peak_rss() is not None:
+        yield {"note": f"{job.lane.id}: peak memory of each case: this system tells only that of a whole process (see load)"}
     longest = max(wanted, key=lambda case: max(case.prompt, case.depth))
     made: list[Sample] = []
     cases.run(longest)  # buffers grow to their size, and code is paged in: what only the first call of a process pays
@@ -177,9 +179,29 @@ def _cold(job: Job, watch: Watch) -> Iterator[Said]:
     opened.engine.close()
     if before is not None and after is not None and after - before >= COLD_SHARE * job.lane.size:
         yield _said(loaded)
-        yield _said(dataclasses.replace(answered, seconds=loaded.seconds + answered.seconds))
+        yield _said(_together(loaded, answered))
     else:
         yield {"note": f"{job.lane.id}: a cold load, because its files could not be driven out of memory"}
+
+
+def _together(loaded: Sample, answered: Sample) -> Sample:
+    """The first token with the load before it, in every figure."""
+
+    def sum_of(*values: float | None) -> float | None:
+        known = [value for value in values if value is not None]
+        return round(sum(known), 6) if len(known) == len(values) else None
+
+    seconds = loaded.seconds + answered.seconds
+    busy = sum_of(*(None if each.others is None else each.others * each.seconds for each in (loaded, answered)))
+    return dataclasses.replace(
+        answered,
+        at=loaded.at,
+        seconds=seconds,
+        cpu=sum_of(loaded.cpu, answered.cpu),
+        joules=sum_of(loaded.joules, answered.joules),
+        rss=max((each.rss for each in (loaded, answered) if each.rss is not None), default=None),
+        others=None if busy is None else round(busy / seconds, 3),
+    )
 
 
 def _load(job: Job, watch: Watch, case: Case) -> tuple[Sample, Opened]:
@@ -200,9 +222,11 @@ def _where(job: Job) -> Where:
     return Where(job.lane.id, job.round, job.origin)
 
 
-def _watch(counter: energy.Counter | None) -> Watch:
+def _watch(counter: energy.Counter | None, task: Task) -> Watch:
     """This process on this machine."""
     cpus = allowed_cpus()
+    if counter is not None and counter.coarse and task != "sustained":
+        counter = None
     return Watch(
         busy=quiet.busy_seconds,
         joules=nothing if counter is None else counter.joules,

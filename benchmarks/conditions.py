@@ -22,13 +22,14 @@ from pathlib import Path
 from edgellm.benchmarks import emulation, sysfs
 from edgellm.benchmarks.machine import Machine
 from edgellm.benchmarks.peers import quiet
-from edgellm.benchmarks.result import Moment, Sample
+from edgellm.benchmarks.result import Case, Moment, Sample
 from edgellm.runtimes.cgroup import read_number
 
 LOOK = 2.0  # seconds
 LOWEST, HIGHEST = -40.0, 150.0  # degrees: what is beyond is no temperature
 SLOWER = 0.9  # of the clock there was, or may be
-DISTURBED = 0.1  # of the samples: fewer of them do not move a median
+DISTURBED = 0.1  # of the samples of all cases
+DISTURBED_CASE = 0.25  # of one case's: two of five rounds move a median, one does not
 TICKS = 0.1  # CPU seconds: the kernel counts others in hundredths, too coarse for a share of a short sample
 
 STEADY = ("performance", "schedutil")
@@ -155,12 +156,24 @@ def _not_quiet(moments: Sequence[Moment], samples: Sequence[Sample]) -> Iterator
 
 
 def disturbed(samples: Sequence[Sample]) -> str | None:
-    """How many of the samples others may have slowed down; None where it is too few of them to move a median."""
-    known = [(sample.others, sample.seconds) for sample in samples if sample.others is not None]
-    found = [others for others, seconds in known if others > quiet.BUSY_LIMIT and others * seconds > TICKS]
-    if len(found) <= DISTURBED * len(known):
-        return None
-    return f"others kept up to {max(found):.2f} processors busy during {len(found)} of {len(known)} samples"
+    """How many of the samples others may have slowed down; None where it is few of all, and of each lane's case.
+
+    A sample that is too short to tell is none of them, and neither is a window of a sustained run, of which there are so many.
+    """
+    cases: dict[tuple[str, Case], list[float]] = {}
+    for sample in samples:
+        if sample.others is not None and sample.case.kind != "sustained" and sample.seconds > TICKS:
+            found = sample.others > quiet.BUSY_LIMIT and sample.others * sample.seconds > TICKS
+            cases.setdefault((sample.lane, sample.case), []).append(sample.others if found else 0.0)
+    every = [others for values in cases.values() for others in values]
+    count = sum(map(bool, every))
+    if count > DISTURBED * len(every):
+        return f"others kept up to {max(every):.2f} processors busy during {count} of {len(every)} samples"
+    for (_, case), values in cases.items():
+        count = sum(map(bool, values))
+        if count > DISTURBED_CASE * len(values):
+            return f"others kept up to {max(values):.2f} processors busy during {count} of {len(values)} samples of {case.name}"
+    return None
 
 
 def _governors(moments: Sequence[Moment], root: Path) -> Iterator[str]:

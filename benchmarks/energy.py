@@ -10,7 +10,9 @@ Looked for in this order, best first:
     RAPL       the processor's own count: the whole platform (psys) if there is one, else its packages together
     hwmon      energy*_input, a count by a chip on the board
     hwmon      power*_input, or curr*_input times in*_input of an INA chip: watts, summed up over time
-    battery    what is in it, when it feeds the machine: coarse, so that only long runs show anything
+    battery    what is in it, when it feeds the machine: in steps of many seconds, so for sustained runs alone
+
+What a source feeds is what its joules are of: a whole board, a laptop with its screen, or the processor's package.
 
 Formats: Documentation/power/powercap, hwmon/sysfs-interface and ABI/testing/sysfs-class-power of the Linux kernel.
 """
@@ -50,10 +52,11 @@ class Counter:
 
     Attributes:
         name: the source: "RAPL package-0", "hwmon ina3221 VDD_IN", "battery BAT0".
+        coarse: whether a step of it is longer than a case: only minutes together say something.
     """
 
     def __init__(self, name: str, meter: Meter, rate: float) -> None:
-        self.name = name
+        self.name, self.coarse = name, isinstance(meter, Battery)
         self._meter, self._period = meter, 1 / rate
         self._total: float | None = 0.0
         self._lock, self._end = threading.Lock(), threading.Event()

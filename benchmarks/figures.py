@@ -10,8 +10,9 @@ left out.
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -36,9 +37,10 @@ class Figure:
         lane: id of the lane.
         measure: "speed": tokens a second, of prefill, decode, sustained, and of a chain's tokens. "time": milliseconds, of
             load, first token, and a chain from its text to its last token. "p50", "p95", "p99": milliseconds between tokens.
-            "rss", "pss": bytes. "cpu": processors in use. "energy": joules of the whole host for each token. "bandwidth
-            share", "int8 share": of the machine's limit, 1 being all of it. "import": milliseconds that the packages took
-            before a load. "template", "tokenize" and so on: milliseconds that a part of a chain took.
+            "rss", "pss": bytes. "cpu": processors in use. "energy": joules for each token, by the run's counter and of what
+            that counts; of a sustained run one figure for all of it, since a counter may move in longer steps than a window.
+            "bandwidth share", "int8 share": of the machine's limit, 1 being all of it. "import": milliseconds that the
+            packages took before a load. "template", "tokenize" and so on: milliseconds that a part of a chain took.
         unit: "tok/s", "ms", "B", "cores", "J/tok", or "" of a share.
         higher: whether more is better.
         by_round: above 0; of rounds from 1 on, or of round 0 alone where it comes from `warmups`. Never empty.
@@ -80,6 +82,20 @@ def figure(run: Run, lane: str, case: Case, measure: str) -> Figure | None:
     return None
 
 
+def peak(every: Iterable[Figure], lane: str) -> Figure | None:
+    """A lane's peak by round, the most of the cases that all lanes have: a peer has no chain, and so no tokenizer in memory."""
+    found: dict[str, dict[Case, Figure]] = {}
+    for each in every:
+        if each.measure == "rss":
+            found.setdefault(each.lane, {})[each.case] = each
+    shared = set.intersection(*map(set, found.values())) if found else set[Case]()
+    some = [each for case, each in found.get(lane, {}).items() if case in shared]
+    most: dict[int, float] = {}
+    for each in some:
+        most |= {number: max(value, most.get(number, 0.0)) for number, value in each.by_round.items()}
+    return dataclasses.replace(some[0], by_round=most) if some else None
+
+
 def best_probe(run: Run, what: Literal["bandwidth", "int8"], threads: int) -> float | None:
     """The most that the machine did with so many threads: bytes or multiply-adds a second; None where it was not measured."""
     values = [probe.value for probe in run.probes if (probe.what, probe.threads) == (what, threads) and probe.value > 0]
@@ -98,7 +114,10 @@ def _figures(run: Run, *, warm: bool, lane: str | None = None, case: Case | None
             continue
         for found in sorted((case for id_, case in samples if id_ == each.id), key=_order):
             for name, (unit, higher, value) in _measures(run, each, found).items():
-                by_round = _by_round(samples[each.id, found], value)
+                if (found.kind, name) == ("sustained", "energy"):
+                    by_round = _energy_of_all(samples[each.id, found])
+                else:
+                    by_round = _by_round(samples[each.id, found], value)
                 if by_round:
                     yield Figure(each.id, found, name, unit, higher, by_round)
 
@@ -172,6 +191,13 @@ def _part(name: str) -> Callable[[Sample], float | None]:
 def _energy(sample: Sample) -> float | None:
     tokens = sample.case.prompt if sample.case.kind == "prefill" else _tokens(sample)
     return None if sample.joules is None or tokens == 0 else sample.joules / tokens
+
+
+def _energy_of_all(samples: Sequence[Sample]) -> dict[int, float]:
+    """Of windows together, those among them that a counter's step did not reach."""
+    known = [sample for sample in samples if sample.joules is not None]
+    joules, tokens = sum(sample.joules or 0.0 for sample in known), sum(map(_tokens, known))
+    return {1: joules / tokens} if joules > 0 and tokens else {}
 
 
 def _bandwidth_share(lane: Lane, best: float | None) -> Callable[[Sample], float | None]:

@@ -100,10 +100,14 @@ def peak_rss() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def forget_peak() -> None:
-    """Let `peak_rss` begin anew from what is resident now, where the system can (Linux: proc(5), clear_refs)."""
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def forget_peak() -> bool:
+    """Let `peak_rss` begin anew from what is resident now; whether the system can (Linux: proc(5), clear_refs)."""
+    try:
+        with Path("/proc/self/clear_refs").open("w", encoding="ascii") as file:  # which is not made where there is none
+            file.write("5")
+    except OSError:
+        return False
+    return True
 
 
 def pss() -> int | None:

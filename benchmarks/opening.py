@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.benchmarks import own
-from edgellm.benchmarks.cases import Engine, OwnLoop, Timed
+from edgellm.benchmarks.cases import Engine, Mark, OwnLoop, Timed
 from edgellm.benchmarks.result import Case, Lane
 from edgellm.bundle import Bundle
 
-Chain = Callable[[Case], Timed]
+Chain = Callable[[Case, Mark], Timed]
 
 
 @dataclass(frozen=True)
@@ -59,10 +59,10 @@ def open_lane(lane: Lane, path: Path, context: int) -> Opened:
     engine = own.open_engine(bundle, runtime=lane.runtime, threads=lane.threads, context=context)
 
     def chain(ids: Sequence[int]) -> Chain:
-        def run(case: Case) -> Timed:
+        def run(case: Case, mark: Mark) -> Timed:
             from edgellm.benchmarks.chain import Chain
 
-            return Chain(bundle, engine.session, ids).run(case)
+            return Chain(bundle, engine.session, ids).run(case, mark)
 
         return run
 

@@ -177,7 +177,9 @@ def _other_machine(old: Run, new: Run) -> Iterator[str]:
 def _doubts(old: Run, new: Run, lanes: Sequence[tuple[Lane, Lane]]) -> Iterator[str]:
     for name, run, side in (("old", old, 0), ("new", new, 1)):
         yield from (f"{name} run: {doubt}" for doubt in run.doubts)
-        yield from (f"{name} run, {pair[side].id}: {doubt}" for pair in lanes for doubt in pair[side].doubts)
+        for pair in lanes:
+            both = {*pair[0].doubts} & {*pair[1].doubts}  # what both were measured with is no difference between them
+            yield from (f"{name} run, {pair[side].id}: {doubt}" for doubt in pair[side].doubts if doubt not in both)
 
 
 def _lost(old: Run, new: Run, lanes: Sequence[tuple[Lane, Lane]], missing: Sequence[Figure]) -> Iterator[str]:
@@ -252,6 +254,8 @@ def _remarks(old: Run, new: Run, lanes: Sequence[tuple[Lane, Lane]]) -> Iterator
             changes.append(f"KL {before.quality.kl:.4f}, now {after.quality.kl:.4f}")
         if changes:
             yield f"{after.id}: {'; '.join(changes)}"
+    for before, after in lanes:
+        yield from (f"both runs, {after.id}: {doubt}" for doubt in before.doubts if doubt in after.doubts)
     paired = {after.id for _, after in lanes}
     added = [lane.id for lane in new.lanes if lane.id not in paired]
     if added:

@@ -72,7 +72,7 @@ class Sample:
             "import", of the packages that it needs, which comes before it.
         cpu: CPU seconds of the process, all threads together.
         rss, pss: bytes: peak resident during the case, and proportional share at its end.
-        joules: of the whole host, by the run's counter.
+        joules: by the run's counter, of what that counts.
         celsius, mhz: at its end: the hottest sensor, and the mean clock of the processors in use.
         others: processors that other processes kept busy meanwhile.
         tokens: ids that were found, where tokens were asked for.

@@ -234,6 +234,8 @@ def go(
     bench = Bench(settings, [*entries], progress)
     if counter is None:
         bench.notes.append("energy: this host offers no counter")
+    elif counter.coarse and not settings.sustained:
+        bench.notes.append(f"energy: {counter.name} moves in steps longer than a case; --sustained is long enough")
     virtual = emulation.virtual()
     if virtual:
         bench.notes.append(virtual)

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
-from edgellm.benchmarks.figures import Figure, figures
+from edgellm.benchmarks.figures import Figure, figures, peak
 from edgellm.benchmarks.metrics import standard_error
 from edgellm.benchmarks.own import ENGINE
 from edgellm.benchmarks.peers import quiet
@@ -51,15 +50,6 @@ HOW = (
 def index(run: Run) -> Index:
     """The run's figures by lane, case and measure."""
     return {(each.lane, each.case, each.measure): each for each in figures(run)}
-
-
-def peak(found: Index, lane: Lane) -> Figure | None:
-    """The process's peak RSS by round: the most that any case left behind."""
-    some = [each for each in found.values() if (each.lane, each.measure) == (lane.id, "rss")]
-    most: dict[int, float] = {}
-    for each in some:
-        most |= {number: max(value, most.get(number, 0.0)) for number, value in each.by_round.items()}
-    return replace(some[0], by_round=most) if some else None
 
 
 def cases(found: Index) -> list[Case]:
@@ -153,7 +143,7 @@ def _engines(found: Index, some: Sequence[Lane]) -> list[str]:
         cells = [label(lane), _weights(lane), _ends(lane), kv or "-", f"{lane.size / MB:.0f}"]
         measures = [(LOAD, "import"), (LOAD, "time"), *((case, "speed") for case in columns)]
         cells += [text(found.get((lane.id, *each))) for each in measures]
-        rss = peak(found, lane)
+        rss = peak(found.values(), lane.id)
         cells += ["-" if rss is None else f"{rss.median / MB:.0f}", *closeness(lane)]
         table.append(cells)
     return rows_of(table)
@@ -171,7 +161,7 @@ def _ratios(found: Index, some: Sequence[Lane], seed: int) -> list[str]:
             cells = [own_label(mine), label(theirs), f"{_ends(mine)} / {_ends(theirs)}"]
             measures = [*((case, "speed") for case in columns), (LOAD, "time")]
             pairs = [(found.get((mine.id, *each)), found.get((theirs.id, *each))) for each in measures]
-            pairs.append((peak(found, mine), peak(found, theirs)))
+            pairs.append((peak(found.values(), mine.id), peak(found.values(), theirs.id)))
             cells += [ratio_text(times(ours, peers, seed)) for ours, peers in pairs]
             a, b = mine.quality, theirs.quality
             cells += ["-", "-"] if a is None or b is None else [f"{a.kl:.4f} / {b.kl:.4f}", no_worse(a, b)]

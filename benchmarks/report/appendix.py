@@ -26,7 +26,7 @@ DEFINITIONS = (
         "(bytes of weights + bytes of cache at the middle step) × decode speed / the best bandwidth probe",
     ),
     ("share of int8", "multiply-adds of the linears for a token × prefill speed / the best int8 probe"),
-    ("energy", "joules of the whole host, idle part and all, for each token"),
+    ("energy", "joules for each token, of what the counter counts, idle part and all"),
     ("median, spread", "over rounds from 1 on; a round has every case of every lane, in random order"),
     ("interval", f"{SURE}, bootstrap over rounds, of the median of ratios within rounds"),
 )

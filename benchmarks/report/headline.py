@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from edgellm.benchmarks.figures import Figure
+from edgellm.benchmarks.figures import Figure, peak
 from edgellm.benchmarks.report.charts import Bar, Bars, Chart, Mark, Marks, Side
 from edgellm.benchmarks.report.document import NONE, Block, Cell, Group, Row, Section, Table, Text, clean
 from edgellm.benchmarks.report.texts import error, joined, many, number, percent, pieces, size
@@ -47,7 +47,7 @@ def headline(view: View) -> Section:
         ("" if longest is None else f"{longest.name}, tok/s", lambda entry: cell(entry.figure(longest, "speed"))),
         ("" if first is None else f"{first.name}, ms", lambda entry: cell(entry.figure(first, "time"))),
         ("" if load is None else f"{load.name}, ms", lambda entry: cell(entry.figure(load, "time"))),
-        ("peak RSS", lambda entry: cell(_peak(entry))),
+        ("peak RSS", lambda entry: cell(_peak(view, entry))),
         ("file", lambda entry: Cell(size(entry.lane.size))),
         ("KL, nats", _kl),
         ("of the bandwidth", lambda entry: cell(entry.figure(shallow, "bandwidth share"))),
@@ -82,10 +82,9 @@ def _emulated(entry: Entry) -> str:
     return f"⚠ emulated: its output counts{checked}, and its times do not"
 
 
-def _peak(entry: Entry) -> Figure | None:
-    """Of the case that takes the most."""
-    peaks = [figure for (_, measure), figure in entry.found.items() if measure == "rss"]
-    return max(peaks, key=lambda figure: figure.median, default=None)
+def _peak(view: View, entry: Entry) -> Figure | None:
+    beside = [figure for each in view.all if each.run is entry.run for figure in each.found.values()]
+    return peak(beside, entry.lane.id)
 
 
 def _kl(entry: Entry) -> Cell:

@@ -219,7 +219,7 @@ def energy(view: View) -> Section:
     """Joules for each token, where the host counts them."""
     cases = [*view.cases("prefill"), *view.cases("decode"), *view.cases("sustained")]
     table = view.table(
-        "Joules of the whole host for each token",
+        "Joules for each token, by the host's counter",
         [case.name for case in cases],
         lambda entry: [cell(entry.figure(case, "energy")) for case in cases],
     )

@@ -100,8 +100,10 @@ def _value(found: Figures, case: Case, measure: str) -> Callable[[Lane], str]:
 
 
 def _peak(lane: Lane, found: Figures) -> str:
-    peaks = [each.median for each in found if (each.lane, each.measure) == (lane.id, "rss")]
-    return readable(max(peaks)) if peaks else "-"
+    from edgellm.benchmarks.figures import peak
+
+    most = peak(found, lane.id)
+    return "-" if most is None else readable(most.median)
 
 
 def _kl(lane: Lane) -> str:

@@ -80,7 +80,7 @@ def command(
 
     \b
     Rounds are measured in shuffled order, each bundle and runtime in a process of its own. One bundle in all of its runtimes at
-    the default number of threads: the one that decodes fastest becomes the one that run, chat and edgellm.load take here.
+    the default number of threads: the one that surely decodes fastest becomes what run, chat and edgellm.load take here.
     'edgellm bench compare OLD.json NEW.json' says what differs between two runs. With several hosts, 'here' is measured first,
     then the others at once; one that fails is a row that says why, and the exit status 1.
     """
@@ -111,7 +111,7 @@ def command(
         click.echo(result.to_json(run), nl=False)
     else:  # before any file: a disk that is full by now takes nothing of it away
         Console().print(table(run))
-        for line in [*remarks(run), *defaults(opened), packages(run)]:
+        for line in [*remarks(run), *defaults(opened, run), packages(run)]:
             click.echo(line)
         if json_file is not None:
             result.write(run, json_file)
@@ -128,7 +128,7 @@ def measured(
     peers: Sequence[str] = (),
     source: Path | None = None,
 ) -> Run:
-    """The run; where it compares all runtimes of one bundle as they are loaded by default, what it found is remembered."""
+    """The run; where it tells apart all runtimes of one bundle as they are loaded by default, what it found is remembered."""
     from rich.console import Console
     from rich.markup import escape
 
@@ -149,29 +149,34 @@ def measured(
         run = bench.go(entries, settings, command=command, progress=show, notes=notes)
     if not runtimes and settings.threads == (0,) and run.complete:
         for bundle, label in zip(bundles, bench.labels([bundle.path for bundle in bundles]), strict=True):
-            preference.remember(bundle, _decode_rates(run, label))
+            preference.remember(bundle, told_apart(run, label))
     return run
 
 
-def _decode_rates(run: Run, model: str) -> dict[str, float]:
-    """Tokens a second after the shortest context, by runtime."""
-    from edgellm.benchmarks.figures import figures
+def told_apart(run: Run, model: str) -> dict[str, float]:
+    """Tokens a second after the shortest context, by runtime; empty where no runtime is faster than all others for sure."""
+    from edgellm.benchmarks.figures import Figure, figures
+    from edgellm.benchmarks.spread import ratio
 
-    found: dict[str, float] = {}
-    names = {lane.id: lane.runtime for lane in run.lanes if lane.model == model and lane.failed is None}
+    found: dict[str, Figure] = {}
+    names = {lane.id: lane.runtime for lane in run.lanes if lane.model == model and lane.runtime and lane.failed is None}
     for each in figures(run):
         if each.lane in names and (each.case.kind, each.measure) == ("decode", "speed"):
-            found.setdefault(names[each.lane], each.median)
-    return found
+            found.setdefault(names[each.lane], each)
+    best = max(found, key=lambda name: found[name].median, default="")
+    sure = all(ratio(found[name], found[best], run.settings.seed).verdict == "faster" for name in found if name != best)
+    return {name: each.median for name, each in found.items()} if sure else {}
 
 
-def defaults(bundles: Sequence[Bundle]) -> list[str]:
+def defaults(bundles: Sequence[Bundle], run: Run) -> list[str]:
     """What is loaded from now on."""
+    from edgellm.benchmarks.run import labels
     from edgellm.runtimes.preference import choose
 
     lines = []
-    for bundle in bundles:
+    for bundle, label in zip(bundles, labels([bundle.path for bundle in bundles]), strict=True):
         if len(bundle.graphs) > 1:
             choice = choose(bundle)
-            lines.append(f"{bundle.path.resolve().name}: default runtime {choice.name}; {choice.reason}")
+            open_ = "" if told_apart(run, label) else " (these rounds tell no difference; three or more can)"
+            lines.append(f"{bundle.path.resolve().name}: default runtime {choice.name}; {choice.reason}{open_}")
     return lines

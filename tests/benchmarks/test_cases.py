@@ -73,7 +73,7 @@ def clock() -> Clock:
     return Clock()
 
 
-def cases(clock: Clock, engine: Counting, chain: Callable[[Case], Timed] | None = None) -> Cases:
+def cases(clock: Clock, engine: Counting, chain: Callable[[Case, Mark], Timed] | None = None) -> Cases:
     return Cases(engine, TEXT, Watch(now=clock, cpu=lambda: 0.0), Where("lane", 3, origin=60.0), chain)
 
 
@@ -166,7 +166,7 @@ def test_a_loop_of_its_own_without_logits_is_not_checked(clock: Clock) -> None:
 
 
 def test_a_chain_is_what_its_own_timer_says(clock: Clock) -> None:
-    def chain(case: Case) -> Timed:
+    def chain(case: Case, mark: Mark) -> Timed:
         clock.time += 2
         return Timed(1.5, (0.5, 0.5), (1, 2), {"template": 0.5, "decode": 1.0})
 
@@ -193,12 +193,17 @@ def test_counters_are_read_where_the_timed_part_begins(clock: Clock, marks: bool
     """Three seconds of a processor and ten joules in all; from the mark on two and six."""
     told = {"cpu": [10.0, *[11.0] * marks, 13.0], "joules": [7.0, *[11.0] * marks, 17.0], "busy": [50.0, 53.4]}
     forgot = list[bool]()
+
+    def forget() -> bool:
+        forgot.append(True)
+        return True
+
     watch = Watch(
         now=clock,
         cpu=lambda: told["cpu"].pop(0),
         busy=lambda: told["busy"].pop(0),
         joules=lambda: told["joules"].pop(0),
-        peak=lambda: forgot.append(True),
+        peak=forget,
         rss=lambda: 1000,
         pss=lambda: 900,
         celsius=lambda: 61.5,
@@ -220,6 +225,41 @@ def test_counters_are_read_where_the_timed_part_begins(clock: Clock, marks: bool
     assert forgot == [True]
 
 
+@pytest.mark.parametrize(("case", "shown"), [(Case("load"), 1000), (Case("prefill", 8), None)])
+def test_a_peak_that_cannot_be_forgotten_is_the_load_s_alone(clock: Clock, case: Case, shown: int | None) -> None:
+    watch = Watch(now=clock, peak=lambda: False, rss=lambda: 1000)
+    assert observe(watch, Where("lane", 1), case, lambda mark: Timed(1.0)).rss == shown
+
+
+def test_what_comes_before_a_chain_is_in_no_counter(clock: Clock) -> None:
+    def chain(case: Case, mark: Mark) -> Timed:
+        clock.time += 5  # a tokenizer is opened
+        mark()
+        clock.time += 1
+        return Timed(1.0)
+
+    watch = Watch(now=clock, cpu=clock, joules=lambda: 3 * clock.time)
+    sample = Cases(Counting(clock), TEXT, watch, Where("lane", 1), chain).run(Case("chain", 8))
+    assert (sample.cpu, sample.joules) == (1.0, 3.0)
+
+
+def test_a_loop_of_its_own_has_no_counters_since_they_hold_more_than_was_timed(clock: Clock) -> None:
+    class Loop:
+        def time_prefill(self, ids: Sequence[int]) -> float:
+            clock.time += 3
+            return 1.0
+
+        def time_steps(self, ids: Sequence[int], steps: int) -> Written:
+            return Written(1.0)
+
+        def close(self) -> None: ...
+
+    timed = Cases(Loop(), TEXT, Watch(now=clock, cpu=clock, joules=clock), Where("lane", 3))
+    for case in (Case("prefill", 8), Case("first token", 8), Case("decode", depth=3, steps=1)):
+        sample = timed.run(case)
+        assert (sample.seconds, sample.cpu, sample.joules) == (1.0, None, None)
+
+
 def test_what_filled_the_cache_is_in_no_counter(clock: Clock) -> None:
     """A process that works as long as its clock goes."""
     engine = Counting(clock, steps=(0.25,))
@@ -234,6 +274,20 @@ def test_what_filled_the_cache_is_in_no_counter(clock: Clock) -> None:
 def test_what_a_host_does_not_tell_is_nothing_and_not_zero(clock: Clock) -> None:
     sample = cases(clock, Counting(clock)).run(Case("prefill", 8))
     assert (sample.rss, sample.pss, sample.joules, sample.celsius, sample.mhz, sample.others) == (None,) * 6
+
+
+def test_a_sustained_run_goes_no_deeper_later_than_at_its_start(clock: Clock) -> None:
+    """Of an engine whose steps take longer the deeper they are: what is left of the speed is the machine's, all of it."""
+
+    class Deep(Counting):
+        def step(self, token: int) -> NDArray[np.float32]:
+            clock.time += 1e-3 * len(self.seen)
+            return super().step(token)
+
+    steps = [step for each in cases(clock, Deep(clock, steps=(0.01,))).sustained(60.0, context=4096) for step in each.steps]
+    tenth = len(steps) // 10
+    assert tenth > 64
+    assert sum(steps[-tenth:]) == pytest.approx(sum(steps[:tenth]), rel=0.1)
 
 
 def test_a_sustained_run_is_cut_into_windows_and_starts_its_context_again(clock: Clock) -> None:

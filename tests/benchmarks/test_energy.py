@@ -124,7 +124,7 @@ def test_a_battery_counts_while_it_feeds_the_machine(tmp_path: Path) -> None:
     assert find_counter(tmp_path) is None
     lay(tmp_path, {f"{BATTERY}/status": "Discharging"})
     counter = found(tmp_path)
-    assert counter.name == "battery BAT0"
+    assert (counter.name, counter.coarse) == ("battery BAT0", True)
     lay(tmp_path, {f"{BATTERY}/energy_now": 49_990_000})
     assert counter.joules() == pytest.approx(36)  # 10 mWh
     lay(tmp_path, {f"{BATTERY}/status": "Charging"})

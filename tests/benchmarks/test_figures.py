@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from edgellm.benchmarks.figures import Figure, figure, figures, warmups
+from edgellm.benchmarks.figures import Figure, figure, figures, peak, warmups
 from edgellm.benchmarks.result import Case, Lane, Probe, Run, Sample
 from tests.runs import a_lane, a_run
 
@@ -107,6 +107,30 @@ def test_the_warm_up_is_in_no_figure_and_stands_apart() -> None:
 def test_a_case_that_a_round_has_several_times_counts_once() -> None:
     run = run_of(*(sample(PREFILL, 1, seconds) for seconds in (1.0, 2.0, 4.0)), sample(PREFILL, 2, 8.0))
     assert figures(run)[0].by_round == {1: 64.0, 2: 16.0}
+
+
+def test_energy_of_a_sustained_run_is_that_of_all_its_windows() -> None:
+    """A counter that moves in steps of 36 J, which most windows do not see: 72 J for 40 tokens, and not 3.6 J for each."""
+    case = Case("sustained")
+    windows = [sample(case, number, 1.0, steps=(0.1,) * 10, joules=36.0 * (number in (2, 4))) for number in range(1, 5)]
+    unknown = sample(case, 5, 1.0, steps=(0.1,) * 10)
+    assert value(run_of(*windows, unknown), case, "energy") == pytest.approx(72 / 40)
+    assert figure(run_of(*[dataclasses.replace(each, joules=0.0) for each in windows]), LANE.id, case, "energy") is None
+
+
+def test_the_peak_is_of_the_cases_that_all_lanes_have() -> None:
+    other, chain = dataclasses.replace(LANE, id="other"), Case("chain", 8)
+    mine = [sample(DECODE, 1, 1.0, rss=300), sample(PREFILL, 1, 1.0, rss=500), sample(PREFILL, 2, 1.0, rss=400)]
+    mine += [sample(DECODE, 2, 1.0, rss=450), sample(chain, 1, 1.0, rss=900)]
+    run = run_of(*mine)
+    alone = peak(figures(run), LANE.id)
+    assert alone is not None
+    assert alone.by_round == {1: 900, 2: 450}
+    theirs = [dataclasses.replace(each, lane="other") for each in mine if each.case != chain]
+    beside = peak(figures(dataclasses.replace(run, lanes=(LANE, other), samples=(*mine, *theirs))), LANE.id)
+    assert beside is not None
+    assert beside.by_round == {1: 500, 2: 450}
+    assert peak(figures(run), "nobody") is None
 
 
 def test_what_the_clock_could_not_see_is_no_figure() -> None:

@@ -171,6 +171,17 @@ def test_what_speaks_against_an_answer(old: Run, new: Run, said: str) -> None:
     assert compare(OLD, NEW).against == ()
 
 
+def test_a_doubt_that_both_lanes_have_is_no_difference_between_them() -> None:
+    unchecked = "its output was not checked: it shows no logits"
+    old = with_lane(OLD, doubts=(unchecked,))
+    outcome = compare(old, with_lane(a_run(seed=1, slow={"decode": 2.0}), doubts=(unchecked,)))
+    assert outcome.against == ()
+    assert outcome.regressions != ()
+    assert f"both runs, smollm2 onnx 2: {unchecked}" in outcome.remarks
+    (against,) = compare(old, with_lane(NEW, doubts=(unchecked, "throttled"))).against
+    assert against == "new run, smollm2 onnx 2: throttled"
+
+
 @pytest.mark.parametrize(
     ("new", "said"),
     [

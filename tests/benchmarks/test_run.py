@@ -192,6 +192,13 @@ def test_where_storage_has_to_deliver_there_is_a_cold_load_in_every_round(bundle
     run = measure([Bundle.open(copy)], ("onnx",), settings, command="")
     cold = [(each.round, each.case.kind) for each in run.samples if each.case.state == "cold"]
     assert cold == [(number, kind) for number in (0, 1) for kind in ("load", "first token")]
+    loaded, answered = (each for each in run.samples if each.case.state == "cold" and each.round == 1)
+    assert answered.at == loaded.at, "the load is in it, with all that it took"
+    assert answered.seconds > loaded.seconds
+    assert answered.cpu is not None
+    assert loaded.cpu is not None
+    assert answered.cpu > loaded.cpu > 0
+    assert (answered.rss or 0) >= (loaded.rss or 0) > 0
 
 
 def test_what_is_packed_at_the_first_load_is_there_before_the_first_round(bundle: Bundle, cache: Path) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,9 @@ import edgellm as library
 from edgellm.benchmarks import result
 from edgellm.benchmarks.figures import figures
 from edgellm.benchmarks.result import Case, Run
+from edgellm.cli.bench import told_apart
 from tests.cli.conftest import ROOT, edgellm, start
+from tests.runs import a_lane, a_run
 
 SMALL = ("--trials", "1", "--prompt", "8,24", "--depth", "0,16", "--decode", "4")
 REASON = "none is measured here, 'edgellm bench' finds the fastest"
@@ -28,13 +31,32 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def decode_rates(run: Run) -> dict[str, float]:
+def decode_rates(run: Run, steps: int) -> dict[str, float]:
     names = {lane.id: lane.runtime for lane in run.lanes}
-    case = Case("decode", depth=0, steps=4)
+    case = Case("decode", depth=0, steps=steps)
     return {names[each.lane]: each.median for each in figures(run) if (each.case, each.measure) == (case, "speed")}
 
 
-def test_both_runtimes_side_by_side_and_the_fastest_becomes_the_default(both: Path, tmp_path: Path) -> None:
+def two_lanes(faster: float, **changes: Any) -> Run:
+    """ONNX, and TFLite that is so many times as fast."""
+    lanes = [a_lane(threads=1), a_lane(threads=1, runtime="tflite")]
+    return a_run(lanes, slow={lanes[1].id: 1 / faster}, **changes)
+
+
+def test_a_runtime_is_the_faster_one_where_rounds_tell_it_apart() -> None:
+    run = two_lanes(1.5)
+    assert told_apart(run, "smollm2") == decode_rates(run, 64)
+    assert set(told_apart(run, "smollm2")) == {"onnx", "tflite"}
+    assert told_apart(two_lanes(1 / 1.5), "smollm2")["onnx"] > 1.3 * told_apart(two_lanes(1 / 1.5), "smollm2")["tflite"]
+
+
+@pytest.mark.parametrize("run", [two_lanes(1.5, trials=2), two_lanes(1.01)], ids=["two rounds", "nearly as fast"])
+def test_and_nothing_is_kept_where_they_do_not(run: Run) -> None:
+    assert decode_rates(run, 64)["tflite"] != decode_rates(run, 64)["onnx"]
+    assert told_apart(run, "smollm2") == {}
+
+
+def test_both_runtimes_side_by_side(both: Path, tmp_path: Path) -> None:
     with library.load(both) as llm:
         assert llm.runtime.name == "onnx", "nothing is measured yet"
     done = edgellm("bench", both, *SMALL, "--json", tmp_path / "run.json", "--report", tmp_path / "report.html")
@@ -43,19 +65,31 @@ def test_both_runtimes_side_by_side_and_the_fastest_becomes_the_default(both: Pa
     assert [lane.runtime for lane in run.lanes] == ["onnx", "tflite"]
     assert run.complete
     assert run.command.startswith("edgellm")
-    rates = decode_rates(run)
-    best = max(rates, key=lambda name: rates[name])
     with library.load(both) as llm:
-        assert llm.runtime.name == best
+        assert llm.runtime.name == "onnx", "of one round nothing is told apart"
     for measure in ("load", "prefill 8", "prefill 24", "first token after 24, cached", "decode after 16", "chain after 8"):
         assert f" {measure}" in done.stdout
     for row in ("peak RSS", "files", "of memory's limit", "of the 8-bit peak", "median (lowest to highest)"):
         assert row in done.stdout
     *_, default, machine = done.stdout.splitlines()
-    assert default.startswith(f"{both.name}: default runtime {best}; it decodes {rates[best]:,.1f} tokens/s here, ")
+    assert default == f"{both.name}: default runtime onnx; {REASON} (these rounds tell no difference; three or more can)"
     for package in ("onnxruntime", "ai-edge-litert"):
         assert f"{package} {importlib.metadata.version(package)}" in machine
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_faster_one_becomes_the_default(both: Path, tmp_path: Path) -> None:
+    """Where eight rounds tell them apart; else nothing changes, and it is said."""
+    done = edgellm(
+        "bench", both, "--trials", "8", "--prompt", "8", "--depth", "0", "--decode", "32", "--json", tmp_path / "run.json"
+    )
+    assert done.exit_code == 0, done.output
+    rates = told_apart(result.read(tmp_path / "run.json"), both.name)
+    best = max(rates, key=lambda name: rates[name], default="onnx")
+    said = f"it decodes {rates[best]:,.1f} tokens/s here, " if rates else f"{REASON} (these rounds tell no difference"
+    with library.load(both) as llm:
+        assert llm.runtime.name == best
+    assert f"{both.name}: default runtime {best}; {said}" in done.stdout
 
 
 @pytest.mark.parametrize("options", [("--runtime", "tflite"), ("--threads", "1")])
