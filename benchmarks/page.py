@@ -19,7 +19,7 @@ import re
 import sys
 from pathlib import Path
 
-from edgellm.benchmarks import report, script
+from edgellm.benchmarks import pairs, report, script
 from edgellm.benchmarks.frontier import plot
 from edgellm.benchmarks.frontier import table as frontier
 from edgellm.benchmarks.peers import table as peers
@@ -35,7 +35,8 @@ def _report(run: Run) -> str:
     return report.to_markdown([run], MAIN).partition("\n")[2]
 
 
-TABLES = {"peers": peers.markdown, "frontier": frontier.markdown, "lead": frontier.lead, "report": _report}
+RUNS = {"peers": peers.markdown, "frontier": frontier.markdown, "lead": frontier.lead, "report": _report}
+FOLDERS = {"pairs": pairs.markdown}  # of runs
 BEGIN, END = "<!-- run: ", "<!-- end -->"
 REGION = re.compile(rf"^{BEGIN}(\S+) (\S+) -->$(.*?)^{END}$", re.MULTILINE | re.DOTALL)
 PICTURE = re.compile(r"^<!-- picture: (\S+) (\S+) -->$", re.MULTILINE)
@@ -56,9 +57,10 @@ def drawn(text: str, folder: Path) -> str:
 
 
 def _region(file: str, kind: str, folder: Path) -> str:
-    if kind not in TABLES:
-        raise UsageError(f"no table is called '{kind}'", where=file, fix=f"choose from {', '.join(TABLES)}")
-    body = HEADING.sub("##", TABLES[kind](read(folder / file))).strip()
+    if kind not in {**RUNS, **FOLDERS}:
+        raise UsageError(f"no table is called '{kind}'", where=file, fix=f"choose from {', '.join([*RUNS, *FOLDERS])}")
+    made = RUNS[kind](read(folder / file)) if kind in RUNS else FOLDERS[kind](folder / file)
+    body = HEADING.sub("##", made).strip()
     return f"{BEGIN}{file} {kind} -->\n\n{body}\n\n{END}"
 
 

@@ -56,7 +56,7 @@ def test_a_report_s_main_tables_stand_below_the_page_s_heading(folder: Path) -> 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (TEXT.format(kind="cake"), "it.json: no table is called 'cake'; choose from peers, frontier, lead, report"),
+        (TEXT.format(kind="cake"), "it.json: no table is called 'cake'; choose from peers, frontier, lead, report, pairs"),
         (TEXT.replace("<!-- end -->", "").format(kind="lead"), "1 tables begin and not all of them end"),
         (TEXT.replace("<!-- end -->", "").format(kind="lead") + TEXT.format(kind="lead"), "2 tables begin"),
         (TEXT.replace("it.json", "no.json").format(kind="lead"), "no.json: cannot be read"),
