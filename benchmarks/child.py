@@ -101,8 +101,8 @@ def work(asked: object) -> Iterator[Said]:
     job = build(Job, asked)
     opening.prepare(job.lane, Path(job.path))
     with contextlib.ExitStack() as stack:
-        counter = energy.find_counter()
-        watch = _watch(None if counter is None else stack.enter_context(counter), job.task)
+        counter = energy.find_counter(minutes=job.task == "sustained")
+        watch = _watch(None if counter is None else stack.enter_context(counter))
         if job.task == "cold":
             yield from _cold(job, watch)
             return
@@ -222,11 +222,9 @@ def _where(job: Job) -> Where:
     return Where(job.lane.id, job.round, job.origin)
 
 
-def _watch(counter: energy.Counter | None, task: Task) -> Watch:
+def _watch(counter: energy.Counter | None) -> Watch:
     """This process on this machine."""
     cpus = allowed_cpus()
-    if counter is not None and counter.coarse and task != "sustained":
-        counter = None
     return Watch(
         busy=quiet.busy_seconds,
         joules=nothing if counter is None else counter.joules,

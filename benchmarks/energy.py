@@ -52,11 +52,10 @@ class Counter:
 
     Attributes:
         name: the source: "RAPL package-0", "hwmon ina3221 VDD_IN", "battery BAT0".
-        coarse: whether a step of it is longer than a case: only minutes together say something.
     """
 
     def __init__(self, name: str, meter: Meter, rate: float) -> None:
-        self.name, self.coarse = name, isinstance(meter, Battery)
+        self.name = name
         self._meter, self._period = meter, 1 / rate
         self._total: float | None = 0.0
         self._lock, self._end = threading.Lock(), threading.Event()
@@ -82,9 +81,16 @@ class Counter:
             self.joules()
 
 
-def find_counter(root: Path = sysfs.ROOT, clock: Callable[[], float] = time.monotonic) -> Counter | None:
-    """The best counter that this host offers and this user may read; None if there is none."""
-    for name, meter, rate in (*_rapl(root), *_hwmon_counts(root), *_hwmon_power(root, clock), *_battery(root)):
+def find_counter(
+    root: Path = sysfs.ROOT, clock: Callable[[], float] = time.monotonic, *, minutes: bool = True
+) -> Counter | None:
+    """The best counter that this host offers and this user may read; None if there is none.
+
+    Args:
+        minutes: whether it is for minutes together: a battery's steps are longer than a case.
+    """
+    batteries = _battery(root) if minutes else ()
+    for name, meter, rate in (*_rapl(root), *_hwmon_counts(root), *_hwmon_power(root, clock), *batteries):
         if meter.since() is not None:
             return Counter(name, meter, rate)
     return None

@@ -63,7 +63,9 @@ def main() -> None:
     runs: dict[str, Run] = {}
     for name in (f"{number}{side}" for number in range(1, arguments.pairs + 1) for side in "ab"):
         script.say(f"run {name}")
-        runs[name] = measure([bundle], [arguments.runtime], SETTINGS, command=command)
+        run = runs[name] = measure([bundle], [arguments.runtime], SETTINGS, command=command)
+        if run.doubts:  # which are of the machine, whatever the run found
+            raise UsageError(run.doubts[0], where=f"run {name}", fix="nothing is kept; begin again on a quiet machine")
     folder.mkdir(parents=True)
     for name, run in runs.items():
         write(run, folder / f"{name}.json")

@@ -229,13 +229,11 @@ def go(
     notes: Sequence[str] = (),
 ) -> Run:
     """Measure lanes that are prepared; what `measure` says of errors holds."""
-    counter = energy.find_counter()
+    counter = energy.find_counter(minutes=settings.sustained > 0)
     started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
     bench = Bench(settings, [*entries], progress)
     if counter is None:
-        bench.notes.append("energy: this host offers no counter")
-    elif counter.coarse and not settings.sustained:
-        bench.notes.append(f"energy: {counter.name} moves in steps longer than a case; --sustained is long enough")
+        bench.notes.append("energy: this host offers no counter that a case is long enough for")
     virtual = emulation.virtual()
     if virtual:
         bench.notes.append(virtual)

@@ -59,8 +59,11 @@ def test_every_second_belongs_to_a_part(tiny_chat_bundle: Path) -> None:
     bundle = Bundle.open(tiny_chat_bundle)
     ids = Tokenizer.open(bundle).encode(TEXT, special=False)
     runtime = open_runtime(bundle, threads=1)
-    timed = Chain(bundle, runtime.session(), ids, now=lambda: float(next(ticks))).run(Case("chain", MESSAGE, steps=3))
+    marks: list[float] = []
+    chain = Chain(bundle, runtime.session(), ids, now=lambda: float(next(ticks)))
+    timed = chain.run(Case("chain", MESSAGE, steps=3), lambda: marks.append(float(next(ticks))))
     runtime.close()
+    assert marks == [0.0], "once, and before the clock is read"
     assert list(timed.parts) == ["template", "tokenize", "prefill", "sample", "detokenize", "decode"]
     assert sum(timed.parts.values()) == timed.seconds
     assert timed.parts["prefill"] == 1

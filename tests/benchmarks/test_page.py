@@ -88,7 +88,9 @@ def test_pictures_are_drawn_beside_the_page(
 def test_the_pages_figures_are_those_of_the_runs_beside_it() -> None:
     text = (DOCS / "benchmarks.md").read_text(encoding="utf-8")
     files = {file for file, _, _ in page.REGION.findall(text)}
-    assert files == {f"benchmarks.{name}json" for name in ("", "tflite.", "frontier.", "smollm2.", "shapes.")}
+    assert files == {
+        f"benchmarks.{name}" for name in ("json", "tflite.json", "frontier.json", "smollm2.json", "shapes.json", "pairs")
+    }
     assert page.drawn(text, DOCS) == text, "call python -m edgellm.benchmarks.page"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -53,15 +54,35 @@ def test_runs_are_not_written_over(tiny_bundle: Path, tmp_path: Path, monkeypatc
     assert pairs.main() == 1
 
 
+@pytest.mark.alone
 @pytest.mark.slow
-def test_the_command_keeps_every_run(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_keeps_every_run_or_none(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the machine is not quiet meanwhile it says so, and there is nothing to choose from."""
     folder = tmp_path / "new" / "runs"
     settings = pairs.Settings(threads=(1,), prompts=(8,), depths=(0,), decode=4, trials=1)
     monkeypatch.setattr(pairs, "SETTINGS", settings)
     monkeypatch.setattr(sys, "argv", ["pairs", str(tiny_bundle), str(folder), "--pairs", "2"])
-    assert pairs.main() == 0
-    assert sorted(file.name for file in folder.iterdir()) == ["1a.json", "1b.json", "2a.json", "2b.json"]
-    assert len(rows(pairs.markdown(folder))) == 2
+    if pairs.main() == 0:
+        assert sorted(file.name for file in folder.iterdir()) == ["1a.json", "1b.json", "2a.json", "2b.json"]
+        assert len(rows(pairs.markdown(folder))) == 2
+    else:
+        assert not folder.parent.exists()
+
+
+@pytest.mark.slow
+def test_on_a_busy_machine_nothing_is_kept(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["pairs", str(tiny_bundle), str(tmp_path / "new"), "--pairs", "1"])
+    monkeypatch.setattr(pairs, "SETTINGS", pairs.Settings(threads=(1,), prompts=(8,), depths=(0,), decode=4, trials=1))
+    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+    try:
+        assert pairs.main() == 1
+    finally:
+        busy.kill()
+        busy.wait()
+    assert "nothing is kept; begin again on a quiet machine" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_five_real_pairs_of_one_bundle_show_no_difference() -> None:
