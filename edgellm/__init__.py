@@ -50,6 +50,8 @@ __all__ = [
     "load",
 ]
 
+LOADS = 3  # times that a load begins anew because the bundle became another one meanwhile
+
 
 def load(
     path: str | os.PathLike[str],
@@ -59,7 +61,7 @@ def load(
     max_context: int | None = None,
     require_signature: str | os.PathLike[str] | None = None,
 ) -> LLM:
-    """Open a bundle and load its model.
+    """Open a bundle and load its model; where an update comes in between, the new bundle from the beginning.
 
     Args:
         path: the bundle's folder.
@@ -77,6 +79,32 @@ def load(
         ResourceError: too little memory.
         UsageError: an argument out of range.
     """
+    from pathlib import Path
+
+    from edgellm.swap import state
+
+    for _ in range(LOADS):
+        before = state(Path(path))
+        try:
+            llm = _load(path, runtime, threads, max_context, require_signature)
+        except EdgeError:
+            if state(Path(path)) == before:
+                raise
+        else:
+            if state(Path(path)) == before:
+                return llm
+            llm.close()  # files of two bundles, of which one was looked at and the other one was not
+    raise BundleError("it is changed again and again while it is loaded", where=path, fix="load it when that is over")
+
+
+def _load(
+    path: str | os.PathLike[str],
+    runtime: str | None,
+    threads: int | None,
+    max_context: int | None,
+    require_signature: str | os.PathLike[str] | None,
+) -> LLM:
+    """`load` of a folder that stays what it is: every file is opened by its name."""
     from edgellm.bundle import Bundle
     from edgellm.llm import LLM
     from edgellm.runtimes import open_runtime

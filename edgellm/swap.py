@@ -127,6 +127,19 @@ def recover(target: Path) -> None:
             time.sleep(0.01)
 
 
+def state(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
+    """What changes when a folder's name, or the link that it is, leads to something else; None where there is nothing.
+
+    That a folder was renamed shows in its ctime: one that was exchanged and exchanged back is not taken for one that stayed.
+    """
+    recover(folder)
+    try:
+        seen = (folder.lstat(), folder.stat())
+    except (OSError, ValueError):
+        return None
+    return tuple((each.st_dev, each.st_ino, each.st_ctime_ns) for each in seen)
+
+
 @contextlib.contextmanager
 def locked(target: Path) -> Iterator[None]:
     """One process at a time may change the folder `target`.
