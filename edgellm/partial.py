@@ -64,7 +64,14 @@ def works_on(target: Path) -> list[tuple[Path, int]]:
 
 def remove_partial(partial: Path) -> None:
     """Remove what is left of a partial folder."""
-    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+    finally:
+        leave_partial(partial)
+
+
+def leave_partial(partial: Path) -> None:
+    """Leave a partial folder as a kill would: the next `make_partial` clears it away."""
     IN_USE.discard(partial)
 
 

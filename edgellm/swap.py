@@ -30,6 +30,15 @@ def previous_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.previous")
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which folder it is that has a name now; None where nothing has."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def put_in_place(new: Path, target: Path) -> None:
     """Give `new` the name `target`, and what is there the name `previous_of(target)`, which must be free.
 
@@ -37,23 +46,21 @@ def put_in_place(new: Path, target: Path) -> None:
         new: a folder named NEW in a work folder of `partial.make_partial(target, ...)`.
 
     Raises:
-        OSError: it cannot be; then `target` is what it was.
+        OSError: it cannot be; then `target` is what it was. So it is where a signal's exception ends this before it is done.
     """
-    previous = previous_of(target)
-    if exchange(new, target):
-        try:
+    previous, was = previous_of(target), identity(target)
+    try:
+        if exchange(new, target):
             new.rename(previous)
-        except OSError:
-            exchange(new, target)
-            raise
-    else:
-        try:
+        else:
             target.rename(previous)
             new.rename(target)
-        except BaseException:
-            if not os.path.lexists(target):
-                previous.rename(target)
-            raise
+    except BaseException:  # a signal's comes between any two steps: what is done is seen by who has which name
+        if identity(new) == was:
+            exchange(new, target)
+        elif identity(previous) == was and not os.path.lexists(target):
+            previous.rename(target)
+        raise
     sync_folder(target.parent)
 
 

@@ -20,8 +20,8 @@ from typing import BinaryIO
 from edgellm import signature
 from edgellm.bundle import MANIFEST, Bundle, sha256_file
 from edgellm.errors import BundleError
-from edgellm.partial import IN_USE, alive, check_disk, make_partial, remove_partial, works_on, write_error
-from edgellm.swap import NEW, locked, previous_of, put_in_place, sync_folder, trade_places
+from edgellm.partial import IN_USE, alive, check_disk, leave_partial, make_partial, remove_partial, works_on, write_error
+from edgellm.swap import NEW, identity, locked, previous_of, put_in_place, sync_folder, trade_places
 from edgellm.update_file import BLOCK, PAYLOAD, NewFile, Update, open_update
 
 OPTION, OLDER = "disk", "older"
@@ -50,12 +50,16 @@ def apply(
         Bundle.open(bundle)
         target = Path(bundle).resolve()  # a link to the folder stays one
         with locked(target):
+            opened_as = identity(target)
             old = Bundle.open(target)
             there = old.digest(MANIFEST)
+            left = _settle(opened, target)
             if there == opened.header.result and _is_there(opened, old):
                 if key is not None:
                     signature.check(old, key)
-                _finish(opened, target)
+                if left:
+                    with _work_folder(target):
+                        pass  # which clears away the others
                 return old
             if there != opened.header.base:
                 raise BundleError(
@@ -67,6 +71,8 @@ def apply(
             with _work_folder(target) as work:
                 _build(opened, old, work / NEW)
                 _check(opened, work / NEW, target, key)
+                if identity(target) != opened_as or old.digest(MANIFEST) != there:  # not every file system has locks
+                    raise BundleError("another process has just changed it", where=bundle, fix="do it again")
                 _swap(work, target)
     updated = Bundle.open(bundle)
     updated.remember_verified()
@@ -84,7 +90,8 @@ def roll_back(bundle: str | os.PathLike[str]) -> Bundle:
     with locked(target):
         previous = previous_of(target)
         if not previous.is_dir():
-            raise BundleError("there is nothing to roll back to", where=previous, fix="an update leaves the old bundle there")
+            fix = "give the update that was interrupted again" if _left(target) else "an update leaves the old bundle there"
+            raise BundleError("there is nothing to roll back to", where=previous, fix=fix)
         Bundle.open(previous).verify()
         with _work_folder(target) as work:
             trade_places(target, work)
@@ -93,37 +100,55 @@ def roll_back(bundle: str | os.PathLike[str]) -> Bundle:
 
 @contextlib.contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
+    was = identity(target)
     work = make_partial(target, OPTION)
     try:
         yield work
     except OSError as error:
         raise write_error(error, target, OPTION) from error
     finally:
-        remove_partial(work)
+        # two signals, or a disk that fails in undoing, may have left in it what has no other place
+        lost = os.path.lexists(work / OLDER) and not os.path.lexists(previous_of(target))
+        if lost or identity(work / NEW) == was:
+            leave_partial(work)
+        else:
+            remove_partial(work)
 
 
 def _swap(work: Path, target: Path) -> None:
     """The new bundle gets the name; an older one than that which had it goes, but not before."""
-    with contextlib.suppress(FileNotFoundError):
-        previous_of(target).rename(work / OLDER)
+    previous, was = previous_of(target), identity(target)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            previous.rename(work / OLDER)
         put_in_place(work / NEW, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            (work / OLDER).rename(previous_of(target))
+    except BaseException:
+        if identity(target) == was and not os.path.lexists(previous):
+            with contextlib.suppress(OSError):
+                (work / OLDER).rename(previous)
         raise
 
 
-def _finish(update: Update, target: Path) -> None:
-    """What an update that was killed right behind the exchange left to do: the old bundle's name, and clearing up."""
-    left = [folder for folder, owner in works_on(target) if folder not in IN_USE and not alive(owner)]
-    if left:
+def _settle(update: Update, target: Path) -> bool:
+    """Give the name `.previous` to what an interrupted update left hidden; whether it left anything.
+
+    Right behind the exchange that is the old bundle, right before it the older one.
+    """
+    left = _left(target)
+    for folder in left:
         with contextlib.suppress(OSError):
-            for folder in left:
-                if sha256_file(folder / NEW / MANIFEST) == update.header.base and not previous_of(target).exists():
-                    (folder / NEW).rename(previous_of(target))
-        with _work_folder(target):
-            pass
+            if not os.path.lexists(previous_of(target)):
+                is_old = (folder / NEW / MANIFEST).exists() and sha256_file(folder / NEW / MANIFEST) == update.header.base
+                (folder / (NEW if is_old else OLDER)).rename(previous_of(target))
+    return bool(left)
+
+
+def _left(target: Path) -> list[Path]:
+    """Work folders of processes that have ended."""
+    try:
+        return [folder for folder, owner in works_on(target) if folder not in IN_USE and not alive(owner)]
+    except OSError:  # which making a new one meets too, and says
+        return []
 
 
 def _check_previous(target: Path) -> None:
