@@ -117,13 +117,14 @@ def exchange(one: Path, other: Path) -> bool:
 def recover(target: Path) -> None:
     """Where a swap was killed between two renames, give the previous folder its name back; elsewhere nothing happens.
 
-    A swap that is still going on is waited for.
+    A swap that is still going on is waited for. `target` may be a link to what is missing.
     """
-    if not target.name:
-        return
-    previous = previous_of(target)
     deadline = time.monotonic() + PATIENCE
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # the latter of what is no path at all
+        if os.path.exists(target):  # noqa: PTH110 - a link's target counts, and a circle of links is no error
+            return
+        target = Path(os.path.realpath(target))
+        previous = previous_of(target) if target.name else target
         while not os.path.lexists(target) and previous.is_dir():
             works = [(folder, owner) for folder, owner in works_on(target) if (folder / NEW).is_dir()]
             if not works:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
 import subprocess
 import sys
@@ -115,7 +114,7 @@ def test_without_locks_a_bundle_that_changed_meanwhile_stays(
     def none(*arguments: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
-    real = update_apply._check
+    real = update_apply._build
 
     def meanwhile(*arguments: object) -> None:
         real(*arguments)  # type: ignore[arg-type]
@@ -124,7 +123,7 @@ def test_without_locks_a_bundle_that_changed_meanwhile_stays(
 
     changed: list[dict[str, str]] = []
     monkeypatch.setattr(fcntl, "flock", none)
-    monkeypatch.setattr(update_apply, "_check", meanwhile)
+    monkeypatch.setattr(update_apply, "_build", meanwhile)
     with pytest.raises(BundleError, match="bundle: another process has just changed it; do it again"):
         apply(place / "update", place / "bundle")
     assert [content(place / "bundle")] == changed
