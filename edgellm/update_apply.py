@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -172,7 +174,7 @@ def _build(update: Update, old: Bundle, work: Path, key: str | os.PathLike[str] 
     sources = _Sources(update, old)
     first = {name: file for name, file in files.items() if name in (MANIFEST, signature.FILE)}
     work.chmod(0o700)  # until it has the old bundle's modes it is nobody else's
-    _make(update, sources, first, new)
+    written = _make(update, sources, first, new)
     _check_content(update, first, new, old.path)
     try:
         said = Bundle.announced(new)
@@ -183,15 +185,31 @@ def _build(update: Update, old: Bundle, work: Path, key: str | os.PathLike[str] 
     rest = {name: file for name, file in files.items() if name not in first}
     if {name: FileEntry(file.size, file.sha256) for name, file in rest.items()} != dict(said.files):
         raise BundleError("its files are not those of the bundle in it", where=update.path, fix="do not use it")
-    _make(update, sources, rest, new)
+    written += _make(update, sources, rest, new)
     _check_content(update, files, new, old.path)
     try:
         Bundle.open(new)
     except BundleError as error:
         raise _useless(update, error) from error
+    for name in written:
+        _liken(new / name, old.path / (name if (old.path / name).is_file() else MANIFEST))
     for folder in (new, *(entry for entry in new.rglob("*") if entry.is_dir())):
+        before = old.path / folder.relative_to(new)
+        _liken(folder, before if before.is_dir() else old.path)
         sync_folder(folder)
     sync_folder(work)
+
+
+def _liken(path: Path, model: Path) -> None:
+    """Give a file or folder the mode of another one, and owner and group as far as this process may: the same read it."""
+    status = model.stat()
+    # whoever owns a folder and may not write to it could not remove it again
+    path.chmod(stat.S_IMODE(status.st_mode) | (stat.S_IRWXU if path.is_dir() else 0))
+    if sys.platform != "win32":
+        for owner in (status.st_uid, -1):
+            with contextlib.suppress(OSError):
+                os.chown(path, owner, status.st_gid)
+                return
 
 
 class _Sources:
@@ -219,8 +237,8 @@ class _Sources:
         return self._found[index]
 
 
-def _make(update: Update, sources: _Sources, files: Mapping[str, NewFile], new: Path) -> None:
-    """Link or write some files of the new bundle."""
+def _make(update: Update, sources: _Sources, files: Mapping[str, NewFile], new: Path) -> list[str]:
+    """Link or write some files of the new bundle; those that were written."""
     written = []
     for name, file in files.items():
         for part in file:
@@ -232,6 +250,7 @@ def _make(update: Update, sources: _Sources, files: Mapping[str, NewFile], new: 
     check_disk(new.parent, sum(files[name].size for name in written), "the new bundle", OPTION)
     for name in written:
         _write(update, files[name], sources, new / name)
+    return written
 
 
 def _link(file: NewFile, sources: _Sources, new: Path) -> bool:
