@@ -31,7 +31,19 @@ from edgellm.errors import EdgeError
 from edgellm.update_apply import apply, roll_back
 
 EVENTS = {
-    *("open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "os.utime", "os.chmod", "os.chown"),
+    *(
+        "open",
+        "os.mkdir",
+        "os.link",
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+        "os.listdir",
+        "os.scandir",
+        "os.utime",
+        "os.chmod",
+        "os.chown",
+    ),
     *("ctypes.dlopen", "ctypes.dlsym", "fcntl.flock"),
 }
 TRACED = (
