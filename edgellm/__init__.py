@@ -82,19 +82,19 @@ def load(
     """
     from pathlib import Path
 
-    from edgellm.swap import state
+    from edgellm.swap import staying
 
     for _ in range(LOADS):
-        before = state(Path(path))
-        try:
-            llm = _load(path, runtime, threads, max_context, require_signature)
-        except EdgeError:
-            if state(Path(path)) == before:
-                raise
-        else:
-            if state(Path(path)) == before:
-                return llm
-            llm.close()  # files of two bundles, of which one was looked at and the other one was not
+        with staying(Path(path)) as stays:
+            try:
+                llm = _load(path, runtime, threads, max_context, require_signature)
+            except EdgeError:
+                if stays():
+                    raise
+            else:
+                if stays():
+                    return llm
+                llm.close()  # files of two bundles, of which one was looked at and the other one was not
     raise BundleError("it is changed again and again while it is loaded", where=path, fix="load it when that is over")
 
 

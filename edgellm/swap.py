@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgellm.errors import BundleError
@@ -135,12 +135,25 @@ def recover(target: Path) -> None:
             time.sleep(0.01)
 
 
-def state(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
-    """What changes when a folder's name, or the link that it is, leads to something else; None where there is nothing.
+@contextlib.contextmanager
+def staying(folder: Path) -> Iterator[Callable[[], bool]]:
+    """In this block, tell whether a folder's name, or the link that it is, still leads to what it led to at the beginning.
 
-    That a folder was renamed shows in its ctime: one that was exchanged and exchanged back is not taken for one that stayed.
+    A rename shows in a folder's ctime, so that one which was exchanged and exchanged back is not taken for one that stayed.
+    Nothing is locked: an update neither waits for those who read nor makes them wait.
     """
     recover(folder)
+    with contextlib.ExitStack() as held:
+        if sys.platform != "win32":
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # some file systems make up inode numbers, and keep them while it is open
+                held.callback(os.close, os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        before = _state(folder)
+        yield lambda: _state(folder) == before
+
+
+def _state(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
     try:
         seen = (folder.lstat(), folder.stat())
     except (OSError, ValueError):

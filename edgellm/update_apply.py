@@ -55,8 +55,9 @@ def apply(
             opened_as = identity(target)
             old = Bundle.open(target)
             there = old.digest(MANIFEST)
-            left = _settle(opened, target)
-            if there == opened.header.result and _is_there(opened, old):
+            done = there == opened.header.result and _is_there(opened, old)
+            left = _settle(opened, target, done=done)
+            if done:
                 if key is not None:
                     signature.check(old, key)
                 if left:
@@ -130,16 +131,16 @@ def _swap(work: Path, target: Path) -> None:
         raise
 
 
-def _settle(update: Update, target: Path) -> bool:
+def _settle(update: Update, target: Path, *, done: bool) -> bool:
     """Give the name `.previous` to what an interrupted update left hidden; whether it left anything.
 
-    Right behind the exchange that is the old bundle, right before it the older one.
+    That is the old bundle where the exchange was done, and else the older one.
     """
     left = _left(target)
     for folder in left:
         with contextlib.suppress(OSError):
             if not os.path.lexists(previous_of(target)):
-                is_old = (folder / NEW / MANIFEST).exists() and sha256_file(folder / NEW / MANIFEST) == update.header.base
+                is_old = done and sha256_file(folder / NEW / MANIFEST) == update.header.base
                 (folder / (NEW if is_old else OLDER)).rename(previous_of(target))
     return bool(left)
 

@@ -46,7 +46,7 @@ from edgellm.runtimes.tflite_common import (
     reason,
 )
 from edgellm.runtimes.weight_cache import packed_weights
-from edgellm.swap import state
+from edgellm.swap import staying
 
 NAME, PACKAGE = "tflite", "ai-edge-litert"
 KEY_AXES = (AXES, ("batch", "kv_heads", "head_dim", "capacity"))
@@ -156,8 +156,8 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
     quiet_end()
     version = adapters.version(sys.modules[__name__]) or ""
     try:
-        with packed_weights(sha256, version) as cache:
-            before, found = state(path.parent), cache is not None and cache.exists()
+        with packed_weights(sha256, version) as cache, staying(path.parent) as stays:
+            found = cache is not None and cache.exists()
             if not found:  # else it was done for the same bytes
                 tflite_file.check(path)
             if cache is not None and not found:
@@ -170,7 +170,7 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
                 for name in [*signatures][:1]:  # the first write of a process makes an environment, and logs it
                     shape = signatures[name].shapes.get(TOKENS, [1])
                     compiled.create_input_buffer_by_name(name, TOKENS).write(np.zeros(shape, np.int32))
-            if not found and state(path.parent) != before:  # nothing is kept that may be another graph's
+            if not found and not stays():  # nothing is kept that may be another graph's
                 raise _changed(path)
     except (RuntimeError, ValueError, LookupError) as error:  # names that are no UTF-8, a signature without its inputs
         raise _refused(error, path) from error
