@@ -50,7 +50,7 @@ __all__ = [
     "load",
 ]
 
-LOADS = 3  # times that a load begins anew because the bundle became another one meanwhile
+LOADS = 3  # attempts of a load, which begins anew where the bundle became another one meanwhile
 
 
 def load(
