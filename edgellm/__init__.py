@@ -50,6 +50,8 @@ __all__ = [
     "load",
 ]
 
+LOADS = 3  # attempts of a load, which begins anew where the bundle became another one meanwhile
+
 
 def load(
     path: str | os.PathLike[str],
@@ -59,7 +61,7 @@ def load(
     max_context: int | None = None,
     require_signature: str | os.PathLike[str] | None = None,
 ) -> LLM:
-    """Open a bundle and load its model.
+    """Open a bundle and load its model; where an update comes in between, the new bundle from the beginning.
 
     Args:
         path: the bundle's folder.
@@ -69,7 +71,8 @@ def load(
         threads: threads of a step; None takes what `edgellm tune` found, else what fits the machine.
         max_context: tokens that prompt and answer may have together; None takes what the bundle was made for.
         require_signature: file of a public key, PEM: nothing but a bundle that its owner signed (`edgellm sign`) is loaded.
-            Every file is then hashed at every load, and `cryptography` has to be installed.
+            Every file is then hashed at every load, LiteRT packs its weights anew and keeps them in memory, and
+            `cryptography` has to be installed.
 
     Raises:
         BundleError: no bundle there, a damaged one, one of a later format, or one without that signature.
@@ -77,9 +80,38 @@ def load(
         ResourceError: too little memory.
         UsageError: an argument out of range.
     """
+    from pathlib import Path
+
+    from edgellm.swap import staying
+
+    for _ in range(LOADS):
+        with staying(Path(path)) as stays:
+            try:
+                llm = _load(path, runtime, threads, max_context, require_signature)
+            except EdgeError:
+                if stays():
+                    raise
+            else:
+                if stays():
+                    return llm
+                llm.close()  # files of two bundles, of which one was looked at and the other one was not
+    raise BundleError("it is changed again and again while it is loaded", where=path, fix="load it when that is over")
+
+
+def _load(
+    path: str | os.PathLike[str],
+    runtime: str | None,
+    threads: int | None,
+    max_context: int | None,
+    require_signature: str | os.PathLike[str] | None,
+) -> LLM:
+    """`load` of a folder that stays what it is: every file is opened by its name."""
+    from contextlib import nullcontext
+
     from edgellm.bundle import Bundle
     from edgellm.llm import LLM
     from edgellm.runtimes import open_runtime
+    from edgellm.runtimes.weight_cache import without_packed_weights
     from edgellm.tokenizer import Tokenizer
 
     bundle = Bundle.open(path)
@@ -89,9 +121,11 @@ def load(
         from edgellm import signature
 
         signature.check(bundle, require_signature)
-        bundle.verify()  # the stamp of an earlier time speaks of accidents only
+        bundle.verify()  # the stamp of an earlier time speaks of accidents only, and so does the record of packed weights
     tokenizer = Tokenizer.open(bundle)
-    return LLM(bundle, open_runtime(bundle, name=runtime, threads=threads, max_context=max_context), tokenizer)
+    with nullcontext() if require_signature is None else without_packed_weights():
+        loaded = open_runtime(bundle, name=runtime, threads=threads, max_context=max_context)
+    return LLM(bundle, loaded, tokenizer)
 
 
 def __getattr__(name: str) -> Any:

@@ -26,7 +26,7 @@ from typing import Any
 from edgellm._typed import build
 from edgellm.card import PAGE, Card
 from edgellm.errors import BundleError
-from edgellm.paths import check_name
+from edgellm.paths import check_name, exists
 from edgellm.scheme import Recipe
 from edgellm.spec import ModelSpec
 from edgellm.swap import recover
@@ -181,6 +181,13 @@ class Bundle(Manifest):
             BundleError: no bundle there, a later format, a damaged manifest, a missing file or one of the wrong size,
                 or a path that leaves the folder.
         """
+        bundle = cls.announced(path)
+        bundle._check_files()
+        return bundle
+
+    @classmethod
+    def announced(cls, path: str | os.PathLike[str]) -> Bundle:
+        """What a bundle's manifest says of files that need not be there yet. Raises as `open` does of the manifest."""
         folder = Path(path)
         value = _read_manifest(folder)
         version = value.get("format")
@@ -195,9 +202,7 @@ class Bundle(Manifest):
             _check_meaning(manifest)
         except ValueError as error:
             raise BundleError(f"damaged manifest: {error}", where=folder / MANIFEST, fix="convert the model again") from error
-        bundle = cls(**vars(manifest), path=folder)
-        bundle._check_files()
-        return bundle
+        return cls(**vars(manifest), path=folder)
 
     def file(self, name: str) -> Path:
         """Full path of a file that the manifest lists."""
@@ -258,7 +263,7 @@ class Bundle(Manifest):
                 if not where.resolve().is_relative_to(self.path.resolve()):
                     raise BundleError("the file lies outside the bundle", where=where, fix="convert the model again")
                 status = where.stat()
-            except OSError as error:
+            except (OSError, RuntimeError) as error:  # the latter of links in a circle, up to Python 3.12
                 raise BundleError("file is missing", where=where, fix="copy the bundle again") from error
             if not stat.S_ISREG(status.st_mode):
                 raise BundleError("not a regular file", where=where, fix="do not use this bundle")
@@ -268,8 +273,7 @@ class Bundle(Manifest):
                     f"size is {size} bytes, the manifest says {entry.size}", where=where, fix="copy the bundle again"
                 )
         graph_files = [name for graph in self.graphs.values() for name in (graph.file, *graph.files)]
-        wanted = [self.text.tokenizer, self.text.chat_template, *graph_files]
-        for file in wanted:
+        for file in (self.text.tokenizer, self.text.chat_template, *graph_files):
             if file is not None:
                 self.file(file)
 
@@ -328,16 +332,6 @@ def sha256_file(path: Path) -> str:
 def graph_name(name: str) -> str:
     """A runtime's name as bundles and files have it; users may write a hyphen for its underscore."""
     return name.replace("-", "_")
-
-
-def exists(path: Path) -> bool:
-    """Whether there is something, if only behind a locked door; False, too, for what is too long for a path."""
-    try:
-        return path.exists()
-    except PermissionError:
-        return True
-    except OSError:
-        return False
 
 
 def cache_dir() -> Path:

@@ -35,6 +35,7 @@ class LLM:
         self.bundle = bundle
         self.tokenizer = tokenizer
         self._runtime = runtime
+        self._template_source = _template_source(bundle)  # by the time it is used an update may have brought another one
         self._compiled: ChatTemplate | None = None
         self._lock = threading.RLock()  # the collector may end an abandoned stream while this thread holds it
         self._idle: Slot | None = None
@@ -217,15 +218,13 @@ class LLM:
         if self._compiled is None:
             from edgellm.chat_template import ChatTemplate  # brings Jinja, which plain prompts do without
 
-            name, where = self.bundle.text.chat_template, self.bundle.path
-            if name is None:
+            where = self.bundle.path
+            if self._template_source is None:
                 raise UsageError("the bundle has no chat template", where=where, fix="use generate(), or 'edgellm run --raw'")
             try:
-                source = self.bundle.file(name).read_text(encoding="utf-8")
-            except (OSError, ValueError) as error:
-                raise BundleError(
-                    f"unreadable chat template: {error}", where=where / name, fix="convert the model again"
-                ) from error
+                source = self._template_source.decode()
+            except UnicodeDecodeError as error:
+                raise _unreadable_template(self.bundle, error) from error
             self._compiled = ChatTemplate(source, self.bundle.text.special_tokens)
         return self._compiled
 
@@ -318,6 +317,20 @@ class LLM:
             old, self._idle = (slot, None) if self._closed else (self._idle, slot)
         if old is not None:
             old.session.close()
+
+
+def _template_source(bundle: Bundle) -> bytes | None:
+    if bundle.text.chat_template is None:
+        return None
+    try:
+        return bundle.file(bundle.text.chat_template).read_bytes()
+    except OSError as error:
+        raise _unreadable_template(bundle, error) from error
+
+
+def _unreadable_template(bundle: Bundle, error: Exception) -> BundleError:
+    where = bundle.path / (bundle.text.chat_template or "")
+    return BundleError(f"unreadable chat template: {error}", where=where, fix="convert the model again")
 
 
 def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -46,7 +46,7 @@ def make_partial(target: Path, option: str) -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         for left, owner in works_on(target):
             if left not in IN_USE and not alive(owner):
-                shutil.rmtree(left, ignore_errors=True)
+                _remove(left)
         partial.mkdir()
         IN_USE.add(partial)
     except FileExistsError as error:
@@ -64,8 +64,21 @@ def works_on(target: Path) -> list[tuple[Path, int]]:
 
 def remove_partial(partial: Path) -> None:
     """Remove what is left of a partial folder."""
-    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _remove(partial)
+    finally:
+        leave_partial(partial)
+
+
+def leave_partial(partial: Path) -> None:
+    """Leave a partial folder as a kill would: the next `make_partial` clears it away."""
     IN_USE.discard(partial)
+
+
+def _remove(folder: Path) -> None:
+    """As far as it can be: a tree of a thousand folders, which Python walks by calling itself, stops nothing that follows."""
+    with contextlib.suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_disk(target: Path, size: int, what: str, option: str) -> None:

@@ -12,7 +12,7 @@ import errno
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from edgellm.errors import BundleError
@@ -30,6 +30,15 @@ def previous_of(target: Path) -> Path:
     return target.with_name(f"{target.name}.previous")
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Which folder it is that has a name now; None where nothing has."""
+    try:
+        status = path.lstat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
 def put_in_place(new: Path, target: Path) -> None:
     """Give `new` the name `target`, and what is there the name `previous_of(target)`, which must be free.
 
@@ -37,23 +46,21 @@ def put_in_place(new: Path, target: Path) -> None:
         new: a folder named NEW in a work folder of `partial.make_partial(target, ...)`.
 
     Raises:
-        OSError: it cannot be; then `target` is what it was.
+        OSError: it cannot be; then `target` is what it was. So it is where a signal's exception ends this before it is done.
     """
-    previous = previous_of(target)
-    if exchange(new, target):
-        try:
+    previous, was = previous_of(target), identity(target)
+    try:
+        if exchange(new, target):
             new.rename(previous)
-        except OSError:
-            exchange(new, target)
-            raise
-    else:
-        try:
+        else:
             target.rename(previous)
             new.rename(target)
-        except BaseException:
-            if not os.path.lexists(target):
-                previous.rename(target)
-            raise
+    except BaseException:  # a signal's comes between any two steps: what is done is seen by who has which name
+        if identity(new) == was:
+            exchange(new, target)
+        elif identity(previous) == was and not os.path.lexists(target):
+            previous.rename(target)
+        raise
     sync_folder(target.parent)
 
 
@@ -110,13 +117,14 @@ def exchange(one: Path, other: Path) -> bool:
 def recover(target: Path) -> None:
     """Where a swap was killed between two renames, give the previous folder its name back; elsewhere nothing happens.
 
-    A swap that is still going on is waited for.
+    A swap that is still going on is waited for. `target` may be a link to what is missing.
     """
-    if not target.name:
-        return
-    previous = previous_of(target)
     deadline = time.monotonic() + PATIENCE
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, ValueError):  # the latter of what is no path at all
+        if os.path.exists(target):  # noqa: PTH110 - a link's target counts, and a circle of links is no error
+            return
+        target = Path(os.path.realpath(target))
+        previous = previous_of(target) if target.name else target
         while not os.path.lexists(target) and previous.is_dir():
             works = [(folder, owner) for folder, owner in works_on(target) if (folder / NEW).is_dir()]
             if not works:
@@ -125,6 +133,32 @@ def recover(target: Path) -> None:
             if not busy or time.monotonic() > deadline:
                 previous.rename(target)
             time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def staying(folder: Path) -> Iterator[Callable[[], bool]]:
+    """In this block, tell whether a folder's name, or the link that it is, still leads to what it led to at the beginning.
+
+    A rename shows in a folder's ctime, so that one which was exchanged and exchanged back is not taken for one that stayed.
+    Nothing is locked: an update neither waits for those who read nor makes them wait.
+    """
+    recover(folder)
+    with contextlib.ExitStack() as held:
+        if sys.platform != "win32":
+            with contextlib.suppress(
+                OSError, ValueError
+            ):  # some file systems make up inode numbers, and keep them while it is open
+                held.callback(os.close, os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+        before = _state(folder)
+        yield lambda: _state(folder) == before
+
+
+def _state(folder: Path) -> tuple[tuple[int, int, int], ...] | None:
+    try:
+        seen = (folder.lstat(), folder.stat())
+    except (OSError, ValueError):
+        return None
+    return tuple((each.st_dev, each.st_ino, each.st_ctime_ns) for each in seen)
 
 
 @contextlib.contextmanager

@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+import stat
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 from edgellm import signature
-from edgellm.bundle import MANIFEST, Bundle, sha256_file
+from edgellm.bundle import MANIFEST, Bundle, FileEntry, sha256_file
 from edgellm.errors import BundleError
-from edgellm.partial import IN_USE, alive, check_disk, make_partial, remove_partial, works_on, write_error
-from edgellm.swap import NEW, locked, previous_of, put_in_place, sync_folder, trade_places
+from edgellm.partial import IN_USE, alive, check_disk, leave_partial, make_partial, remove_partial, works_on, write_error
+from edgellm.swap import NEW, identity, locked, previous_of, put_in_place, sync_folder, trade_places
 from edgellm.update_file import BLOCK, PAYLOAD, NewFile, Update, open_update
 
 OPTION, OLDER = "disk", "older"
@@ -50,12 +52,17 @@ def apply(
         Bundle.open(bundle)
         target = Path(bundle).resolve()  # a link to the folder stays one
         with locked(target):
+            opened_as = identity(target)
             old = Bundle.open(target)
             there = old.digest(MANIFEST)
-            if there == opened.header.result and _is_there(opened, old):
+            done = there == opened.header.result and _is_there(opened, old)
+            left = _settle(opened, target, done=done)
+            if done:
                 if key is not None:
                     signature.check(old, key)
-                _finish(opened, target)
+                if left:
+                    with _work_folder(target):
+                        pass  # which clears away the others
                 return old
             if there != opened.header.base:
                 raise BundleError(
@@ -65,8 +72,9 @@ def apply(
                 )
             _check_previous(target)
             with _work_folder(target) as work:
-                _build(opened, old, work / NEW)
-                _check(opened, work / NEW, target, key)
+                _build(opened, old, work, key)
+                if identity(target) != opened_as or old.digest(MANIFEST) != there:  # not every file system has locks
+                    raise BundleError("another process has just changed it", where=bundle, fix="do it again")
                 _swap(work, target)
     updated = Bundle.open(bundle)
     updated.remember_verified()
@@ -84,7 +92,8 @@ def roll_back(bundle: str | os.PathLike[str]) -> Bundle:
     with locked(target):
         previous = previous_of(target)
         if not previous.is_dir():
-            raise BundleError("there is nothing to roll back to", where=previous, fix="an update leaves the old bundle there")
+            fix = "give the update that was interrupted again" if _left(target) else "an update leaves the old bundle there"
+            raise BundleError("there is nothing to roll back to", where=previous, fix=fix)
         Bundle.open(previous).verify()
         with _work_folder(target) as work:
             trade_places(target, work)
@@ -93,37 +102,55 @@ def roll_back(bundle: str | os.PathLike[str]) -> Bundle:
 
 @contextlib.contextmanager
 def _work_folder(target: Path) -> Iterator[Path]:
+    was = identity(target)
     work = make_partial(target, OPTION)
     try:
         yield work
     except OSError as error:
         raise write_error(error, target, OPTION) from error
     finally:
-        remove_partial(work)
+        # two signals, or a disk that fails in undoing, may have left in it what has no other place
+        lost = os.path.lexists(work / OLDER) and not os.path.lexists(previous_of(target))
+        if lost or identity(work / NEW) == was:
+            leave_partial(work)
+        else:
+            remove_partial(work)
 
 
 def _swap(work: Path, target: Path) -> None:
     """The new bundle gets the name; an older one than that which had it goes, but not before."""
-    with contextlib.suppress(FileNotFoundError):
-        previous_of(target).rename(work / OLDER)
+    previous, was = previous_of(target), identity(target)
     try:
+        with contextlib.suppress(FileNotFoundError):
+            previous.rename(work / OLDER)
         put_in_place(work / NEW, target)
-    except OSError:
-        with contextlib.suppress(OSError):
-            (work / OLDER).rename(previous_of(target))
+    except BaseException:
+        if identity(target) == was and not os.path.lexists(previous):
+            with contextlib.suppress(OSError):
+                (work / OLDER).rename(previous)
         raise
 
 
-def _finish(update: Update, target: Path) -> None:
-    """What an update that was killed right behind the exchange left to do: the old bundle's name, and clearing up."""
-    left = [folder for folder, owner in works_on(target) if folder not in IN_USE and not alive(owner)]
-    if left:
+def _settle(update: Update, target: Path, *, done: bool) -> bool:
+    """Give the name `.previous` to what an interrupted update left hidden; whether it left anything.
+
+    That is the old bundle where the exchange was done, and else the older one.
+    """
+    left = _left(target)
+    for folder in left:
         with contextlib.suppress(OSError):
-            for folder in left:
-                if sha256_file(folder / NEW / MANIFEST) == update.header.base and not previous_of(target).exists():
-                    (folder / NEW).rename(previous_of(target))
-        with _work_folder(target):
-            pass
+            if not os.path.lexists(previous_of(target)):
+                is_old = done and sha256_file(folder / NEW / MANIFEST) == update.header.base
+                (folder / (NEW if is_old else OLDER)).rename(previous_of(target))
+    return bool(left)
+
+
+def _left(target: Path) -> list[Path]:
+    """Work folders of processes that have ended."""
+    try:
+        return [folder for folder, owner in works_on(target) if folder not in IN_USE and not alive(owner)]
+    except OSError:  # which making a new one meets too, and says
+        return []
 
 
 def _check_previous(target: Path) -> None:
@@ -142,43 +169,98 @@ def _is_there(update: Update, bundle: Bundle) -> bool:
     return False
 
 
-def _build(update: Update, old: Bundle, new: Path) -> None:
-    """Write every file of the new bundle."""
-    sources = [_source(update, old, name) for name in update.header.sources]
-    sizes = [source.stat().st_size for source in sources]
+def _build(update: Update, old: Bundle, work: Path, key: str | os.PathLike[str] | None) -> None:
+    """Make the new bundle, and at first what says whose it is and which files it has: no other file is made."""
+    files, new = update.header.files, work / NEW
+    sources = _Sources(update, old)
+    first = {name: file for name, file in files.items() if name in (MANIFEST, signature.FILE)}
+    work.chmod(0o700)  # until it has the old bundle's modes it is nobody else's
+    written = _make(update, sources, first, new)
+    _check_content(update, first, new, old.path)
+    try:
+        said = Bundle.announced(new)
+        if key is not None:
+            signature.check(said, key)
+    except BundleError as error:
+        raise _useless(update, error) from error
+    rest = {name: file for name, file in files.items() if name not in first}
+    if {name: FileEntry(file.size, file.sha256) for name, file in rest.items()} != dict(said.files):
+        raise BundleError("its files are not those of the bundle in it", where=update.path, fix="do not use it")
+    written += _make(update, sources, rest, new)
+    _check_content(update, files, new, old.path)
+    try:
+        Bundle.open(new)
+    except BundleError as error:
+        raise _useless(update, error) from error
+    for name in written:
+        _liken(new / name, old.path / (name if (old.path / name).is_file() else MANIFEST))
+    for folder in (new, *(entry for entry in new.rglob("*") if entry.is_dir())):
+        before = old.path / folder.relative_to(new)
+        _liken(folder, before if before.is_dir() else old.path)
+        sync_folder(folder)
+    sync_folder(work)
+
+
+def _liken(path: Path, model: Path) -> None:
+    """Give a file or folder the mode of another one, and owner and group as far as this process may: the same read it."""
+    status = model.stat()
+    # whoever owns a folder and may not write to it could not remove it again
+    path.chmod(stat.S_IMODE(status.st_mode) | (stat.S_IRWXU if path.is_dir() else 0))
+    if sys.platform != "win32":
+        for owner in (status.st_uid, -1):
+            with contextlib.suppress(OSError):
+                os.chown(path, owner, status.st_gid)
+                return
+
+
+class _Sources:
+    """The files of the old bundle that parts are taken from, each looked at when the first part is."""
+
+    def __init__(self, update: Update, old: Bundle) -> None:
+        self._update, self._old = update, old
+        self._found: dict[int, tuple[Path, int]] = {}
+
+    def find(self, index: int) -> tuple[Path, int]:
+        """A file and its size; `Bundle.open` has looked at those that the manifest lists.
+
+        Raises:
+            BundleError: the old bundle has it not.
+        """
+        if index not in self._found:
+            old, name = self._old, self._update.header.sources[index]
+            source = Path(os.path.realpath(old.path / name))
+            listed = name in old.files or name in (MANIFEST, signature.FILE)
+            if not listed or not source.is_relative_to(old.path) or not source.is_file():
+                raise BundleError(
+                    f"takes '{name}' from the old bundle, which has no such file", where=self._update.path, fix="do not use it"
+                )
+            self._found[index] = source, source.stat().st_size
+        return self._found[index]
+
+
+def _make(update: Update, sources: _Sources, files: Mapping[str, NewFile], new: Path) -> list[str]:
+    """Link or write some files of the new bundle; those that were written."""
     written = []
-    for name, file in update.header.files.items():
-        if any(part.source != PAYLOAD and part.offset + part.length > sizes[part.source] for part in file):
-            raise BundleError(f"takes more for '{name}' than the old bundle has", where=update.path, fix="do not use it")
+    for name, file in files.items():
+        for part in file:
+            if part.source != PAYLOAD and part.offset + part.length > sources.find(part.source)[1]:
+                raise BundleError(f"takes more for '{name}' than the old bundle has", where=update.path, fix="do not use it")
         (new / name).parent.mkdir(parents=True, exist_ok=True)
         if not _link(file, sources, new / name):
             written.append(name)
-    check_disk(new.parent, sum(update.header.files[name].size for name in written), "the new bundle", OPTION)
-    with contextlib.ExitStack() as opened:
-        files = [opened.enter_context(source.open("rb")) for source in sources]
-        for name in written:
-            _write(update, update.header.files[name], files, new / name)
-    for folder in (new, *(entry for entry in new.rglob("*") if entry.is_dir())):
-        sync_folder(folder)
-    sync_folder(new.parent)
+    check_disk(new.parent, sum(files[name].size for name in written), "the new bundle", OPTION)
+    for name in written:
+        _write(update, files[name], sources, new / name)
+    return written
 
 
-def _source(update: Update, old: Bundle, name: str) -> Path:
-    """A file of the old bundle; `Bundle.open` has looked at those that the manifest lists."""
-    source = (old.path / name).resolve()
-    listed = name in old.files or name == MANIFEST or name == signature.FILE
-    if not listed or not source.is_relative_to(old.path) or not source.is_file():
-        raise BundleError(f"takes '{name}' from the old bundle, which has no such file", where=update.path, fix="do not use it")
-    return source
-
-
-def _link(file: NewFile, sources: list[Path], new: Path) -> bool:
-    """Let a file that did not change lie in both bundles; whether it can, `_check` looks whether it may."""
+def _link(file: NewFile, sources: _Sources, new: Path) -> bool:
+    """Let a file that did not change lie in both bundles; whether it can, `_check_content` looks whether it may."""
     parts = list(file)
     if len(parts) != 1 or parts[0].source == PAYLOAD:
         return False
-    source = sources[parts[0].source]
-    if parts[0].offset or source.stat().st_size != file.size:
+    source, size = sources.find(parts[0].source)
+    if parts[0].offset or size != file.size:
         return False
     try:
         os.link(source, new)
@@ -187,35 +269,36 @@ def _link(file: NewFile, sources: list[Path], new: Path) -> bool:
     return True
 
 
-def _write(update: Update, file: NewFile, sources: Sequence[BinaryIO], new: Path) -> None:
-    with new.open("xb") as out:
+def _write(update: Update, file: NewFile, sources: _Sources, new: Path) -> None:
+    with new.open("xb") as out, contextlib.ExitStack() as last:
+        opened: BinaryIO | None = None
+        at = PAYLOAD
         for part in file:
             if part.source == PAYLOAD:
                 out.write(update.piece(part))
                 continue
-            source, left = sources[part.source], part.length
-            source.seek(part.offset)
-            while left and (block := source.read(min(BLOCK, left))):
+            if opened is None or part.source != at:
+                last.close()  # one at a time: a process may have few files open
+                opened, at = last.enter_context(sources.find(part.source)[0].open("rb")), part.source
+            left = part.length
+            opened.seek(part.offset)
+            while left and (block := opened.read(min(BLOCK, left))):
                 out.write(block)
                 left -= len(block)
         out.flush()
         os.fsync(out.fileno())
 
 
-def _check(update: Update, new: Path, target: Path, key: str | os.PathLike[str] | None) -> None:
-    """Every byte is as the update says, and the whole is a bundle: nothing else gets the name."""
-    for name, file in update.header.files.items():
+def _check_content(update: Update, files: Mapping[str, NewFile], new: Path, target: Path) -> None:
+    """Every byte is as the update says: nothing else gets the name."""
+    for name, file in files.items():
         if sha256_file(new / name) != file.sha256:
             update.check_payload()
             raise BundleError(
                 f"the bundle is damaged: '{name}' would not come out right", where=target, fix="copy the new bundle whole"
             )
-    try:
-        made = Bundle.open(new)
-        if key is not None:
-            signature.check(made, key)
-    except BundleError as error:  # which names a folder that goes away
-        raise BundleError(f"what the update makes is not to be used: {error.what}", where=update.path, fix=error.fix) from error
-    promised = {name: file.sha256 for name, file in update.header.files.items() if name not in (MANIFEST, signature.FILE)}
-    if promised != {name: entry.sha256 for name, entry in made.files.items()}:
-        raise BundleError("its files are not those of the bundle in it", where=update.path, fix="do not use it")
+
+
+def _useless(update: Update, error: BundleError) -> BundleError:
+    """Without the folder that the error names, which goes away."""
+    return BundleError(f"what the update makes is not to be used: {error.what}", where=update.path, fix=error.fix)

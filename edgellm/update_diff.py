@@ -10,15 +10,15 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from edgellm import signature
 from edgellm.bundle import MANIFEST, Bundle, FileEntry, sha256_file
 from edgellm.errors import BundleError
 from edgellm.partial import check_disk, free_target, give_name, make_partial, remove_parents, remove_partial, write_error
-from edgellm.update_file import NewFile, Part, Writer
+from edgellm.update_file import PAYLOAD, NewFile, Part, Writer
 
 AVERAGE = 16 << 10  # bytes of a chunk; the least is a quarter, the most four times that
 OPTION = "-o"
@@ -67,9 +67,10 @@ def diff(old: str | os.PathLike[str], new: str | os.PathLike[str], output: str |
         packed = partial / "update"
         with packed.open("xb") as file:
             writer = Writer(file)
-            delta = _Delta(before.path, had, writer)
+            # a device may have the old bundle without its signature, and must be able to do without it
+            delta = _Delta(before.path, {name: entry for name, entry in had.items() if name != signature.FILE}, writer)
             files = {name: delta.of(after.path / name, entry) for name, entry in wanted.items()}
-            writer.finish(had[MANIFEST].sha256, wanted[MANIFEST].sha256, delta.sources, files)
+            writer.finish(had[MANIFEST].sha256, wanted[MANIFEST].sha256, *_used(delta.sources, files))
         size = packed.stat().st_size
         give_name(packed, target, OPTION)
     except OSError as error:
@@ -85,6 +86,17 @@ def _entries(bundle: Bundle) -> dict[str, FileEntry]:
     beside = [name for name in (MANIFEST, signature.FILE) if (bundle.path / name).is_file()]
     own = {name: FileEntry((bundle.path / name).stat().st_size, sha256_file(bundle.path / name)) for name in beside}
     return own | dict(bundle.files)
+
+
+def _used(sources: tuple[str, ...], files: Mapping[str, NewFile]) -> tuple[tuple[str, ...], dict[str, NewFile]]:
+    """The sources that parts are taken from, and the files with their places among those."""
+    used = sorted({part.source for file in files.values() for part in file} - {PAYLOAD})
+    place = {PAYLOAD: PAYLOAD} | {index: new for new, index in enumerate(used)}
+    moved = {
+        name: replace(file, parts=tuple(number for part in file for number in part._replace(source=place[part.source])))
+        for name, file in files.items()
+    }
+    return tuple(sources[index] for index in used), moved
 
 
 class _Delta:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from edgellm import signature
 from edgellm._typed import build
 from edgellm._version import __version__
 from edgellm.bundle import MANIFEST, MAX_MANIFEST_BYTES, FileEntry
@@ -30,7 +31,8 @@ from edgellm.paths import check_name
 FORMAT = 1
 MAGIC = b"edgellm update\n"
 TAIL = 8 + 32 + len(MAGIC)
-MAX_HEADER = 64 << 20
+MAX_HEADER = 8 << 20
+MAX_GROUPS = 1 << 14  # lists and objects in a header, which has two for each file: empty ones take memory 30 times their text
 MAX_PIECE = 1 << 20  # bytes of new content in one part
 MAX_SIZE = 1 << 50
 PAYLOAD = -1  # the source of a part that the update itself holds
@@ -174,7 +176,7 @@ class Writer:
         payload = FileEntry(self._size, self._digest.hexdigest())
         header = Header(FORMAT, f"edgellm {__version__}", base, result, payload, sources, files)
         text = json.dumps(asdict(header), ensure_ascii=False, separators=(",", ":")).encode()
-        if len(text) > MAX_HEADER:
+        if len(text) > MAX_HEADER or _has_many_groups(text):
             raise BundleError("the bundles differ in too many places for an update", fix="ship the new bundle whole")
         self._file.write(text)
         self._file.write(len(text).to_bytes(8, "little") + hashlib.sha256(text).digest() + MAGIC)
@@ -215,6 +217,8 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
     text = file.read(length)
     if hashlib.sha256(text).digest() != digest:
         raise damaged
+    if _has_many_groups(text):
+        raise BundleError("the update makes no sense: too many lists", where=path, fix="do not use it")
     try:
         value = json.loads(text)
         version = value.get("format") if isinstance(value, dict) else None
@@ -231,6 +235,10 @@ def _read_header(file: BinaryIO, path: Path) -> Header:
     return header
 
 
+def _has_many_groups(text: bytes) -> bool:
+    return text.count(b"[") + text.count(b"{") > MAX_GROUPS
+
+
 def _check(header: Header, payload: int) -> None:
     """What the types cannot say.
 
@@ -243,8 +251,11 @@ def _check(header: Header, payload: int) -> None:
     if header.payload.size != payload:
         raise ValueError("its payload has another size")
     manifest = header.files.get(MANIFEST)
-    if manifest is None or manifest.sha256 != header.result or manifest.size > MAX_MANIFEST_BYTES:
+    if manifest is None or manifest.sha256 != header.result:
         raise ValueError(f"no {MANIFEST}")
+    for name in (MANIFEST, signature.FILE):
+        if name in header.files and header.files[name].size > MAX_MANIFEST_BYTES:
+            raise ValueError(f"no {name}")
     for name, file in header.files.items():
         if len(file.parts) % 4 or not 0 <= file.size < MAX_SIZE:
             raise ValueError(f"'{name}' has a size or parts that cannot be")

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgellm.bundle import Bundle, Graph
+from edgellm.bundle import Bundle, Graph, sha256_file
 from edgellm.errors import BundleError, InferenceError, RuntimeUnavailable, UsageError
 from edgellm.runtimes import adapters, memory, tflite_file
 from edgellm.runtimes.processor import lacks_atomics
@@ -46,6 +46,7 @@ from edgellm.runtimes.tflite_common import (
     reason,
 )
 from edgellm.runtimes.weight_cache import packed_weights
+from edgellm.swap import staying
 
 NAME, PACKAGE = "tflite", "ai-edge-litert"
 KEY_AXES = (AXES, ("batch", "kv_heads", "head_dim", "capacity"))
@@ -155,9 +156,12 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
     quiet_end()
     version = adapters.version(sys.modules[__name__]) or ""
     try:
-        with packed_weights(sha256, version) as cache:
-            if cache is None or not cache.exists():  # else it was done for the same bytes
+        with packed_weights(sha256, version) as cache, staying(path.parent) as stays:
+            found = cache is not None and cache.exists()
+            if not found:  # else it was done for the same bytes
                 tflite_file.check(path)
+            if cache is not None and not found:
+                _check_content(path, sha256)
             cpu = CpuOptions(num_threads=threads, xnnpack_weight_cache_path=os.fspath(cache or ""))
             options = Options(hardware_accelerators=HardwareAccelerator.CPU, cpu_options=cpu)
             with native_log():
@@ -166,9 +170,25 @@ def open_model(path: Path, sha256: str, threads: int) -> Model:
                 for name in [*signatures][:1]:  # the first write of a process makes an environment, and logs it
                     shape = signatures[name].shapes.get(TOKENS, [1])
                     compiled.create_input_buffer_by_name(name, TOKENS).write(np.zeros(shape, np.int32))
+            if not found and not stays():  # nothing is kept that may be another graph's
+                raise _changed(path)
     except (RuntimeError, ValueError, LookupError) as error:  # names that are no UTF-8, a signature without its inputs
         raise _refused(error, path) from error
     return Model(compiled, signatures)
+
+
+def _check_content(path: Path, sha256: str) -> None:
+    """What is packed is kept by this name for all later loads, and since the bundle was opened an update may have come."""
+    try:
+        if sha256_file(path) == sha256:
+            return
+    except OSError as error:
+        raise _changed(path) from error
+    raise _changed(path)
+
+
+def _changed(path: Path) -> BundleError:
+    return BundleError("the bundle was changed while it was loaded", where=path, fix="load it again")
 
 
 def _refused(error: Exception, path: Path) -> BundleError:

@@ -5,6 +5,9 @@ the processor. It gets that name when it is complete, so two processes that star
 one's stays. What was changed since is not used: a record beside it holds its sha256, and size and time by which a whole hash is
 spared as long as they are the same.
 
+A runtime runs what is in the file as it is, so the folder has to be this user's, and nobody else may write to it. Where that is
+not enough, because a signature has to cover every byte that is run, a load does without: `without_packed_weights`.
+
 All files together stay under a cap: those unused for the longest time go, but neither the one that was just made nor one that
 a load is about to open (it holds a lock on the record). What is mapped already may go: its pages stay until they are unmapped.
 """
@@ -17,10 +20,12 @@ import json
 import logging
 import os
 import shutil
+import stat
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 
 from edgellm.bundle import cache_dir, sha256_file
@@ -31,6 +36,17 @@ RECORD, MAKING = ".json", ".making-"
 ABANDONED = 3600  # seconds after which nobody is at work on it any more
 
 logger = logging.getLogger(__name__)
+_without: ContextVar[bool] = ContextVar("without_packed_weights", default=False)
+
+
+@contextlib.contextmanager
+def without_packed_weights() -> Iterator[None]:
+    """In this block loads neither take what earlier ones left nor leave anything: weights come from the bundle alone."""
+    token = _without.set(True)
+    try:
+        yield
+    finally:
+        _without.reset(token)
 
 
 @contextlib.contextmanager
@@ -41,16 +57,18 @@ def packed_weights(*parts: str) -> Iterator[Path | None]:
         parts: what the packed weights depend on, apart from the processor.
 
     Yields:
-        a path; None where no file can be written, and the runtime has to keep its weights in memory.
+        a path; None where no file can be written or none is to be trusted, and the runtime has to keep its weights in memory.
     """
     folder = cache_dir() / "packed"
+    if _without.get() or not _is_own(folder):
+        yield None
+        return
     final = folder / hashlib.sha256("\n".join([*parts, processor()]).encode()).hexdigest()
     with contextlib.ExitStack() as lock:
         if _hold(final, lock):
             yield final
             return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=MAKING, dir=folder))
     except OSError as error:
         logger.debug("no cache of packed weights: %s", error)
@@ -65,6 +83,26 @@ def packed_weights(*parts: str) -> Iterator[Path | None]:
             logger.debug("packed weights are not kept: %s", error)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _is_own(folder: Path) -> bool:
+    """Whether the folder is there, if need be made now, and nobody but this user and root can change what lies in it."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if sys.platform == "win32":  # it keeps the folders of users apart by other means
+            return True
+        within, above = folder.stat(), folder.parent.stat()
+    except OSError as error:
+        logger.debug("no cache of packed weights: %s", error)
+        return False
+    alone = within.st_uid == os.geteuid() and not within.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    # in a folder such as /tmp, where all may write, nobody takes away another one's
+    kept = above.st_uid in (0, os.geteuid()) and (not above.st_mode & stat.S_IWOTH or bool(above.st_mode & stat.S_ISVTX))
+    if not (alone and kept):
+        logger.warning(
+            "packed weights are not kept: %s is another user's, or others may write to it; set EDGELLM_CACHE", folder
+        )
+    return alone and kept
 
 
 def _keep(made: Path, final: Path) -> None:

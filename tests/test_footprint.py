@@ -54,16 +54,16 @@ def test_without_a_runtime_it_is_small(wheel: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 @pytest.mark.parametrize("python", ["3.11", "3.12", "3.13"])
 def test_there_are_wheels_of_everything(wheel: Path, machine: str, python: str, tmp_path: Path) -> None:
-    """Both runtimes together, so that they agree on one numpy, and no compiler is needed."""
+    """Both runtimes together, so that they agree on one numpy, and what checks signatures; no compiler is needed."""
     report = tmp_path / "report.json"
     command = [*wheels.pip(machine, python), "--dry-run", "--ignore-installed", f"--report={report}", f"--target={tmp_path}"]
-    done = subprocess.run([*command, f"{wheel}[onnx,tflite]"], capture_output=True, text=True, check=False, timeout=280)
+    done = subprocess.run([*command, f"{wheel}[onnx,tflite,verify]"], capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stderr
     found = {}
     for item in json.loads(report.read_text(encoding="utf-8"))["install"]:
         name, version, _, tags = parse_wheel_filename(item["download_info"]["url"].rsplit("/", maxsplit=1)[-1])
         found[name] = tags
         assert all(tag.platform == "any" or tag.platform.endswith(machine) for tag in tags), (name, version, tags)
-    assert {"edgellm", "numpy", "tokenizers", "jinja2", "onnxruntime", "ai-edge-litert"} <= found.keys()
+    assert {"edgellm", "numpy", "tokenizers", "jinja2", "onnxruntime", "ai-edge-litert", "cryptography"} <= found.keys()
     compiled = {name for name, tags in found.items() if all(tag.platform != "any" for tag in tags)}
-    assert {"numpy", "tokenizers", "onnxruntime", "ai-edge-litert"} <= compiled
+    assert {"numpy", "tokenizers", "onnxruntime", "ai-edge-litert", "cryptography"} <= compiled

@@ -1,11 +1,12 @@
 """Applies an update again and again, and is killed before one after the other of its dealings with the file system, or told
-that the disk is full.
+that the disk is full; or a signal's exception comes before one after the other of its lines, and so behind each dealing.
 
-    python update_kill.py UPDATE OLD NEW PLACE exchange|renames apply|rollback kill|full
+    python update_kill.py UPDATE OLD NEW PLACE exchange|renames apply|rollback kill|full|signal
 
 Prints a line of JSON for each point: how it ended, whether the bundle was there right after that, whether it was the old or the
-new one (after `Bundle.open`, which is what a device does next), what else was there, and whether the same command, given once
-more, succeeded and left nothing behind. `renames` forbids the system call that exchanges two names, as an old kernel would.
+new one (after `Bundle.open`, which is what a device does next), which one was its `.previous`, what else was there, and whether
+the same command, given once more, succeeded and left nothing behind. Before an update there is an older bundle of that name.
+`renames` forbids the system call that exchanges two names, as an old kernel would.
 """
 
 from __future__ import annotations
@@ -23,15 +24,33 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 from edgellm.bundle import Bundle
 from edgellm.errors import EdgeError
 from edgellm.update_apply import apply, roll_back
 
 EVENTS = {
-    *("open", "os.mkdir", "os.link", "os.rename", "os.remove", "os.rmdir", "os.listdir", "os.scandir", "os.utime"),
+    *(
+        "open",
+        "os.mkdir",
+        "os.link",
+        "os.rename",
+        "os.remove",
+        "os.rmdir",
+        "os.listdir",
+        "os.scandir",
+        "os.utime",
+        "os.chmod",
+        "os.chown",
+    ),
     *("ctypes.dlopen", "ctypes.dlsym", "fcntl.flock"),
 }
+TRACED = (
+    "swap.py",
+    "update_apply.py",
+    "partial.py",
+)  # of the package; a handler of Python's runs between any two of their lines
 RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 
 
@@ -54,7 +73,8 @@ def content(folder: Path) -> dict[str, str]:
 def stopped_at(point: int, how: str, act: Callable[[], object]) -> str:
     """What became of a child that runs `act` and is stopped at its dealing number `point`.
 
-    "killed"; "error" for one that a user is told, "crash" for another; "done", or "passed" where it had fewer dealings.
+    "killed"; "error" for one that a user is told, "ended" by a signal's, "crash" for another; "done", or "passed" where it had
+    fewer dealings.
     """
     child = os.fork()
     if not child:
@@ -69,19 +89,31 @@ def stopped_at(point: int, how: str, act: Callable[[], object]) -> str:
                 if left < 0 and how == "kill":
                     os.kill(os.getpid(), signal.SIGKILL)
 
-        sys.addaudithook(hook)
+        def trace(frame: FrameType, event: str, argument: object) -> object:
+            nonlocal left
+            if Path(frame.f_code.co_filename).name not in TRACED:
+                return None
+            if event == "line":
+                left -= 1
+                if left == -1:
+                    sys.exit(143)
+            return trace
+
+        sys.settrace(trace) if how == "signal" else sys.addaudithook(hook)
         code = 2
         try:
             act()
             code = 3 if left >= 0 else 0
         except EdgeError:
             code = 1
+        except SystemExit:
+            code = 4
         except BaseException:
             traceback.print_exc()
         finally:
             os._exit(code)
     status = os.waitpid(child, 0)[1]
-    return "killed" if os.WIFSIGNALED(status) else ("done", "error", "crash", "passed")[os.WEXITSTATUS(status)]
+    return "killed" if os.WIFSIGNALED(status) else ("done", "error", "crash", "passed", "ended")[os.WEXITSTATUS(status)]
 
 
 def main() -> None:
@@ -89,13 +121,16 @@ def main() -> None:
     if sys.argv[5] == "renames":
         forbid_exchange()
     rolls = sys.argv[6] == "rollback"
-    bundle = place / "bundle"
+    bundle, previous = place / "bundle", place / "bundle.previous"
     act = (lambda: roll_back(bundle)) if rolls else (lambda: apply(update, bundle))
     before, after = (content(new), content(old)) if rolls else (content(old), content(new))
     point, ending = 0, ""
     while ending != "passed":
         shutil.rmtree(place, ignore_errors=True)
         shutil.copytree(old, bundle)
+        shutil.copytree(new, previous)
+        (previous / "older").write_text("older", encoding="utf-8")
+        older = content(previous)
         if rolls:
             apply(update, bundle)
         ending = stopped_at(point, sys.argv[7], act)
@@ -104,9 +139,10 @@ def main() -> None:
         Bundle.open(bundle).verify()
         found = content(bundle)
         state = "before" if found == before else "after" if found == after else "neither"
-        if not rolls or (state == "before" and (place / "bundle.previous").exists()):
+        beside = content(previous)
+        kept = "before" if beside == before else "after" if beside == after else "older" if beside == older else "neither"
+        if not rolls or (state == "before" and previous.exists()):
             act()
-        previous = place / "bundle.previous"
         ended = content(bundle) == after and (not previous.exists() or content(previous) == before)
         left = sorted(entry.name for entry in place.iterdir())
         line = {
@@ -114,6 +150,7 @@ def main() -> None:
             "ending": ending,
             "there": there,
             "state": state,
+            "kept": kept,
             "ended": ended,
             "hidden": hidden,
             "left": left,

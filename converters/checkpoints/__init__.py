@@ -6,9 +6,10 @@ import os
 import re
 from pathlib import Path
 
-from edgellm.bundle import MANIFEST, exists
+from edgellm.bundle import MANIFEST
 from edgellm.converters.checkpoints.base import Checkpoint
 from edgellm.errors import SourceError, UsageError
+from edgellm.paths import exists
 
 MAGIC = b"GGUF"
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[^:\\]+\.gguf)?")

@@ -72,7 +72,8 @@ class Facts:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(model: str, revision: str | None, as_json: bool) -> None:
     """Show what a BUNDLE or a SOURCE (a .gguf file, a Hugging Face folder, a hub id) is, and the RAM it takes."""
-    from edgellm.bundle import MANIFEST, Bundle, exists
+    from edgellm.bundle import MANIFEST, Bundle
+    from edgellm.paths import exists
     from edgellm.runtimes.memory import available_bytes
 
     facts = _of_bundle(Bundle.open(model)) if exists(Path(model) / MANIFEST) else _of_source(model, revision)

@@ -90,6 +90,32 @@ def test_a_link_that_leaves_the_folder(bundle: Path) -> None:
         Bundle.open(bundle)
 
 
+def test_a_link_to_itself(bundle: Path) -> None:
+    (bundle / "model.onnx").unlink()
+    (bundle / "model.onnx").symlink_to("model.onnx")
+    with pytest.raises(BundleError, match=r"model\.onnx: file is missing; copy the bundle again"):
+        Bundle.open(bundle)
+    bundle.with_name("circle").symlink_to("circle")
+    with pytest.raises(BundleError, match="circle: no such folder"):
+        Bundle.open(bundle.with_name("circle"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("\ud800", "is not a name of a file"),
+        (chr(0xDC80), "is not a name of a file"),
+        ("a/" * 16 + "a", "deeper than 16 folders"),
+        ("ä" * 513, "longer than 1024 bytes"),
+    ],
+)
+def test_a_name_that_no_disk_has(bundle: Path, name: str, message: str) -> None:
+    edit(bundle, lambda manifest: manifest["files"].update({name: manifest["files"]["model.onnx"]}))
+    with pytest.raises(BundleError, match=message) as error:
+        Bundle.open(bundle)
+    str(error.value).encode()  # it can be printed
+
+
 def test_a_missing_file(bundle: Path) -> None:
     (bundle / "tokenizer.json").unlink()
     with pytest.raises(BundleError, match=r"tokenizer\.json: file is missing; copy the bundle again"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
@@ -238,3 +240,29 @@ def test_an_update_without_the_signature_is_not_applied(
         apply(update, signed, key=keys[1])
     assert content(signed) == before
     assert not signed.with_name("signed.previous").exists()
+
+
+def test_packed_weights_that_nobody_signed_are_not_run(
+    tiny_source: Path, keys: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What LiteRT keeps in the user's cache is trusted by size and time only."""
+    from edgellm.conversion import convert
+
+    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
+    bundle = convert(tiny_source, tmp_path / "bundle", target="tflite", quant="fp32").path
+    sign(bundle, keys[0])
+    with edgellm.load(bundle, require_signature=keys[1]) as llm:
+        expected = llm.generate("Hi", max_tokens=8, temperature=0).ids
+    assert not (tmp_path / "cache" / "packed").exists()
+    with edgellm.load(bundle):
+        pass
+    (packed,) = (file for file in (tmp_path / "cache" / "packed").iterdir() if not file.suffix)
+    status, data = packed.stat(), bytearray(packed.read_bytes())
+    values = np.frombuffer(data, np.float32)[1000:-4000]
+    values[np.abs(values) < 1] *= -1  # weights, and none of what says where they lie
+    packed.write_bytes(data)
+    os.utime(packed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with edgellm.load(bundle) as llm:
+        assert llm.generate("Hi", max_tokens=8, temperature=0).ids != expected, "else this shows nothing"
+    with edgellm.load(bundle, require_signature=keys[1]) as llm:
+        assert llm.generate("Hi", max_tokens=8, temperature=0).ids == expected

@@ -75,12 +75,22 @@ def test_what_the_manifest_does_not_list_is_not_signed(bundle: Path, tmp_path: P
     sign(bundle, private)
 
 
-def test_a_link_is_not_signed(bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["model.onnx", "below", ".gitattributes"])
+def test_a_link_is_not_signed(bundle: Path, tmp_path: Path, name: str) -> None:
+    """Of a file that the manifest lists, of a folder, of what is left out otherwise: each to where nothing else is wrong."""
     private, _ = write_keys(tmp_path / "keys", ec.SECP256R1())
-    (bundle / "model.onnx").rename(bundle / "graph.onnx")
-    (bundle / "model.onnx").symlink_to("graph.onnx")
-    with pytest.raises(BundleError, match=r"a link cannot be signed|does not list it"):
+    if name == "below":
+        (tmp_path / "elsewhere").mkdir()
+        (bundle / name).symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    elif name == "model.onnx":
+        (bundle / ".git").mkdir()  # which a signature leaves out
+        (bundle / name).rename(bundle / ".git" / name)
+        (bundle / name).symlink_to(Path(".git", name))
+    else:
+        (bundle / name).symlink_to("model.onnx")
+    with pytest.raises(BundleError, match=rf"{name}: a link cannot be signed; put the file itself there"):
         sign(bundle, private)
+    assert not (bundle / "model.sig").exists()
 
 
 def test_a_damaged_bundle_is_not_signed(bundle: Path, tmp_path: Path) -> None:

@@ -66,6 +66,17 @@ def test_opening_mends_what_a_kill_between_two_renames_left(tiny_bundle: Path, t
     assert not (tmp_path / "bundle.previous").exists()
 
 
+@pytest.mark.skipif(os.name != "posix", reason="asks by signal 0")
+def test_opening_mends_it_through_a_link_too(tiny_bundle: Path, tmp_path: Path) -> None:
+    place = tmp_path / "place"
+    shutil.copytree(tiny_bundle, place / "bundle.previous")
+    folder(place / f".bundle.partial-{ended()}" / "new", "new")
+    (tmp_path / "current").symlink_to(place / "bundle", target_is_directory=True)
+    (tmp_path / "again").symlink_to("current", target_is_directory=True)
+    Bundle.open(tmp_path / "again").verify()
+    assert (place / "bundle" / "edgellm.json").exists()
+
+
 def test_a_bundle_that_somebody_removed_stays_removed(tiny_bundle: Path, tmp_path: Path) -> None:
     shutil.copytree(tiny_bundle, tmp_path / "bundle.previous")
     with pytest.raises(BundleError, match="no such folder"):
@@ -89,6 +100,7 @@ def test_a_swap_that_goes_on_is_waited_for(tmp_path: Path) -> None:
             renamer.stdin.write("\n")
             renamer.stdin.flush()
             recover(target)
+            assert text(target) == "new", "it comes back when the other one is done"
             renamer.wait()
         owner.kill()
     assert (text(target), text(tmp_path / "bundle.previous")) == ("new", "old")

@@ -1,4 +1,4 @@
-"""SIGKILL or a full disk at any moment of an update leaves the old bundle whole, or the new one."""
+"""A kill, a signal or a full disk at any moment of an update leaves the old bundle whole, or the new one."""
 
 from __future__ import annotations
 
@@ -69,11 +69,28 @@ def test_killed_while_it_is_rolled_back(tiny_bundle: Path, tmp_path: Path, how: 
 @pytest.mark.slow
 @pytest.mark.parametrize("act", ["apply", "rollback"])
 @pytest.mark.parametrize("how", ["exchange", "renames"])
+def test_a_signal_between_any_two_lines(tiny_bundle: Path, tmp_path: Path, how: str, act: str) -> None:
+    """Its exception undoes what is half done, or it is done: no bundle is without its name, and none is lost."""
+    found = points(tiny_bundle, tmp_path, how, act, "signal")
+    assert len(found) > 40
+    assert {each["ending"] for each in found} == {"ended", "passed"}
+    assert all(each["there"] for each in found)
+    unchanged, changed = ("older", "before") if act == "apply" else ("after", "before")
+    kept = {"before": unchanged, "after": changed}
+    assert [each for each in found if each["kept"] != kept.get(each["state"])] == []
+    assert {each["state"] for each in found} == WHOLE
+    assert [each for each in found if not each["ended"] and not (act == "rollback" and each["state"] == "after")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("act", ["apply", "rollback"])
+@pytest.mark.parametrize("how", ["exchange", "renames"])
 def test_a_disk_that_is_full_at_any_moment(tiny_bundle: Path, tmp_path: Path, how: str, act: str) -> None:
     found = points(tiny_bundle, tmp_path, how, act, "full")
     assert {each["ending"] for each in found} <= {"error", "done", "passed"}
     assert {each["state"] for each in found} == WHOLE
     assert all(each["there"] for each in found)
+    assert [each for each in found if each["state"] == "before" and each["kept"] not in ("older", "after")] == []
     errors = [each for each in found if each["ending"] == "error"]
     assert [each for each in errors if each["hidden"]] == []
     assert len([each for each in errors if each["state"] == "after"]) <= 1  # it was done, and could not be opened once more

@@ -110,11 +110,12 @@ LOAD = """
 import sys
 from pathlib import Path
 from edgellm.errors import EdgeError
+from edgellm.bundle import sha256_file
 from edgellm.runtimes.tflite import open_model
 for path in sorted(Path(sys.argv[1]).iterdir()):
     print(path.name, flush=True)
     try:
-        open_model(path, path.name, 1)
+        open_model(path, sha256_file(path), 1)
     except EdgeError:
         pass
 print("end")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.runtimes import weight_cache
-from edgellm.runtimes.weight_cache import packed_weights
+from edgellm.runtimes.weight_cache import packed_weights, without_packed_weights
 
 
 @pytest.fixture(autouse=True)
@@ -143,7 +143,7 @@ def test_what_a_load_is_about_to_open_stays(folder: Path, monkeypatch: pytest.Mo
 
 HOLD = """
 import sys
-from edgellm.runtimes.weight_cache import packed_weights
+from edgellm.runtimes.weight_cache import packed_weights, without_packed_weights
 with packed_weights("a", "1.0") as path:
     print(path.read_bytes().decode(), flush=True)
     sys.stdin.readline()
@@ -189,3 +189,59 @@ def test_without_a_folder_there_is_no_file(tmp_path: Path) -> None:
     (tmp_path / "packed").write_text("in the way")
     with packed_weights("a") as path:
         assert path is None
+
+
+def none(key: str = "a") -> bool:
+    with packed_weights(key, "1.0") as path:
+        return path is None
+
+
+def test_a_load_can_do_without(folder: Path) -> None:
+    load("a")
+    before = sizes(folder)
+    with without_packed_weights():
+        assert none()
+        assert none("b")
+    assert sizes(folder) == before
+    assert load("a")
+
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="modes and owners of POSIX")
+
+
+@posix
+def test_it_is_the_users_alone(folder: Path) -> None:
+    old = os.umask(0)
+    try:
+        load("a")
+    finally:
+        os.umask(old)
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o1777, 0o702])
+def test_a_folder_that_others_may_write_to_is_not_used(folder: Path, mode: int, caplog: pytest.LogCaptureFixture) -> None:
+    load("a")
+    folder.chmod(mode)
+    assert none()
+    assert "is another user's, or others may write to it" in caplog.text
+    folder.chmod(0o755)
+    assert load("a")
+
+
+@posix
+def test_nor_one_that_others_may_exchange(folder: Path) -> None:
+    load("a")
+    folder.parent.chmod(0o777)
+    assert none()
+    folder.parent.chmod(0o1777)  # as /tmp, where there is no home
+    assert load("a")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="takes root to give a folder away")
+@pytest.mark.parametrize("above", [False, True])
+def test_nor_another_users(folder: Path, above: bool) -> None:
+    load("a")
+    os.chown(folder.parent if above else folder, 1234, -1)
+    assert none()
