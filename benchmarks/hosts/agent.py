@@ -25,6 +25,7 @@ from edgellm.errors import UsageError
 T = TypeVar("T")
 
 CHUNK = 1 << 18
+BEAT = 10.0  # seconds between two signs of life that a board wants while it measures
 END = 10.0  # seconds to end in
 SPARE = 32_000_000  # bytes that stay free on a board: its system wants some
 SOURCE = Path(__file__).with_name("board.py")
@@ -85,6 +86,22 @@ class Agent:
             errors.cancel()
             await agent._closed()
 
+    @contextlib.asynccontextmanager
+    async def _beating(self) -> AsyncIterator[None]:
+        """Let the board know that somebody waits, which a link that is lost would not tell it."""
+
+        async def beat() -> None:
+            with contextlib.suppress(OSError, asyncssh.Error):  # who reads is told why
+                while True:
+                    await asyncio.sleep(BEAT)
+                    self.process.stdin.write(b"\n")
+
+        beats = asyncio.create_task(beat())
+        try:
+            yield
+        finally:
+            beats.cancel()
+
     async def _listen(self) -> None:
         while chunk := await self.process.stderr.read(CHUNK):
             self.said = (self.said + chunk)[-4096:]
@@ -133,7 +150,7 @@ class Agent:
             return HostError(what, where=self.name, fix="free some, or name a folder on another disk by folder =")
         if error == "busy":
             what = "somebody else measures there with edgellm"
-            return HostError(what, where=self.name, fix="wait until that is done")
+            return HostError(what, where=self.name, fix="wait until that is done; who lost the link is let go after a minute")
         if error == "hash":
             return HostError(f"{name[:16]} arrived damaged", where=self.name, fix="measure again: it is sent anew")
         return HostError(f"its system refused {self.doing}: {text}", where=self.name, fix="look at the board")
@@ -186,6 +203,10 @@ class Agent:
 
     async def run(self, job: Job, packages: Sequence[str], progress: Callable[[str], None]) -> Run:
         """Measure there."""
+        async with self._beating():
+            return await self._run(job, packages, progress)
+
+    async def _run(self, job: Job, packages: Sequence[str], progress: Callable[[str], None]) -> Run:
         self.doing = "the start of the measurement"
         progress("starting")
         await self._write(json.dumps({"do": "run", "job": as_json(job), "wheels": packages}).encode() + b"\n")
@@ -211,7 +232,7 @@ class Agent:
                 self.doing = "the way of its run"
                 try:
                     work = self.process.stdout.readexactly(said["run"])
-                    run = self._run(await in_time(work, self.name, self.patience, self.doing))
+                    run = self._of(await in_time(work, self.name, self.patience, self.doing))
                 except asyncio.IncompleteReadError:
                     raise await self._ended() from None
                 return replace(run, notes=(*run.notes, *notes))
@@ -230,7 +251,7 @@ class Agent:
             last = self.said.decode(errors="replace").strip().splitlines()[-1:] or ["it said nothing"]
             raise HostError(f"ended with status {status} during {self.doing}: {last[0]}{memory}", where=self.name, fix=free)
 
-    def _run(self, made: bytes) -> Run:
+    def _of(self, made: bytes) -> Run:
         with tempfile.TemporaryDirectory(prefix="edgellm-") as folder:
             file = Path(folder) / "run.json"
             file.write_bytes(made)

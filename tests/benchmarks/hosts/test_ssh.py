@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.benchmarks.hosts import Target, agent, ssh
-from edgellm.benchmarks.hosts.board import size_of
+from edgellm.benchmarks.hosts.board import SILENCE, size_of
 from edgellm.benchmarks.hosts.failure import HostError
 from edgellm.benchmarks.result import Run, Settings
 from edgellm.bundle import Bundle, sha256_file
@@ -206,6 +207,59 @@ def test_a_connection_that_is_lost(board: Board, bundle: Bundle) -> None:
     assert sshd.gone(board)
 
 
+def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Both sides find out soon that a link is lost."""
+    source, usual = agent.SOURCE.read_text(encoding="utf-8"), f"\nSILENCE = {SILENCE}"
+    assert usual in source
+    (tmp_path / "board.py").write_text(source.replace(usual, f"\nSILENCE = {seconds}"), encoding="utf-8")
+    monkeypatch.setattr(agent, "SOURCE", tmp_path / "board.py")
+    monkeypatch.setattr(ssh, "ALIVE", 0.5)
+
+
+def test_a_link_that_is_lost_without_a_word_does_not_lock_the_board(
+    board: Board, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an upload: the board's side of the connection is told nothing, and stays."""
+    impatient(tmp_path, monkeypatch, 1.0)
+    cable = Line(board)
+
+    def cut() -> None:
+        cable.cut = True
+
+    with pytest.raises(HostError, match="board: the connection was lost"):
+        bench(board.target(port=cable.port), bundle, SMALL, at_step("sending", cut))
+    assert board.sessions(), "the link is not closed"
+    sshd.until(lambda: not board.processes("sys.stdin.buffer.read(int"))
+    send(board.target(), bundle)
+
+
+@pytest.mark.slow
+def test_nobody_measures_for_a_link_that_is_lost(
+    board: Board, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(tmp_path, monkeypatch, 1.0)
+    monkeypatch.setattr(agent, "BEAT", 0.2)
+    cable = Line(board)
+
+    def cut() -> None:
+        cable.cut = True
+
+    with pytest.raises(HostError, match="board: the connection was lost"):
+        bench(board.target(port=cable.port), bundle, ENDLESS, at_step("warm-up", cut))
+    assert board.sessions(), "the link is not closed"
+    assert sshd.gone(board, "edgellm.benchmarks")
+
+
+@pytest.mark.slow
+def test_who_waits_for_long_is_heard(board: Board, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement takes longer than the silence that a board bears."""
+    impatient(tmp_path, monkeypatch, 2.0)
+    monkeypatch.setattr(agent, "BEAT", 0.2)
+    run = bench(board.target(), bundle)
+    assert run.complete
+    assert run.moments[-1].at - run.moments[0].at > 2.0
+
+
 @pytest.mark.slow
 def test_a_board_that_hangs(board: Board, bundle: Bundle) -> None:
     def stop() -> None:
@@ -269,6 +323,36 @@ def test_two_at_once(board: Board, bundle: Bundle) -> None:
 
     with pytest.raises(Enough):
         bench(board.target(), bundle, SMALL, at_step("starting", second))
+
+
+def test_two_folders_of_one_machine(board: Board, bundle: Bundle) -> None:
+    """Whoever measures there, with whatever folder: figures of both would be worth nothing."""
+    lock = board.folder / "edgellm-bench.lock"
+    lock.touch(0o444)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(HostError, match="board: somebody else measures there"):
+            bench(board.target(folder=str(board.home / "own")), bundle)
+    assert not (board.home / "own").exists()
+    send(board.target(folder=str(board.home / "own")), bundle)
+
+
+def test_a_folder_is_one_of_the_home_and_what_a_killed_agent_left_goes(board: Board, bundle: Bundle) -> None:
+    (board.home / "own/jobs/17").mkdir(parents=True)
+    send(board.target(folder="own"), bundle)
+    assert not (board.home / "own/jobs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_folder_that_is_named_from_the_home(board: Board, bundle: Bundle) -> None:
+    assert bench(board.target(folder="own"), bundle).complete
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_of_somebody_else(board: Board, bundle: Bundle) -> None:
+    (board.home / "own").mkdir(0o555)
+    with pytest.raises(HostError, match=rf"board: its system refused its start: {board.home}/own/blobs: Permission denied"):
+        bench(board.target(folder="own"), bundle)
 
 
 def test_an_error_of_the_board_is_one_of_ours(board: Board, bundle: Bundle) -> None:
