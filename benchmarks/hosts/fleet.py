@@ -145,7 +145,8 @@ def measure(
 ) -> list[Run]:
     """Measure on all of them at once. A run for each, in their order; `failed` says of which there is no result.
 
-    When it is interrupted, everything that it started ends, on the targets too.
+    When it ends before they do, everything that it started ends, on the targets too. Ctrl-C ends it as a result: the runs of
+    those that had not finished say that they were interrupted, and are not `complete`.
     """
     from rich.live import Live
 
@@ -164,6 +165,8 @@ def measure(
                         live.update(table(rows), refresh=True)
             for worker in workers:
                 worker.join()
+        except KeyboardInterrupt:
+            console.print("interrupted: what was begun ends")
         finally:
             for worker in workers:
                 worker.close()
@@ -250,6 +253,8 @@ class _Worker(threading.Thread):
             self._others.join()
             if error is None and status == 0:
                 row.run, row.step = read(self._job.file), "done"
+            elif error is None and self._given_up:
+                error = InferenceError("interrupted", where=row.target.name, fix="measure again")
             elif error is None:
                 what = f"what measured it ended with status {status}: {self._last}"
                 error = InferenceError(what, where=row.target.name, fix="measure again")
@@ -257,7 +262,8 @@ class _Worker(threading.Thread):
             error = InferenceError(f"no run came back: {other}", where=row.target.name, fix="measure again")
         if error is not None:
             job = self._job
-            row.run = failed_run(job.target, error, self._bundles, job.runtimes, job.settings, command=job.command, facts=facts)
+            run = failed_run(job.target, error, self._bundles, job.runtimes, job.settings, command=job.command, facts=facts)
+            row.run = dataclasses.replace(run, complete=not self._given_up)
         row.seconds = time.monotonic() - row.started
         row.failed = None if row.run is None else failed(row.run)
         if not self._console.is_terminal and not self._given_up:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -159,6 +160,40 @@ def test_when_it_ends_everything_ends(
     while any(Path(f"/proc/{pid}").exists() for pid in children) and time.monotonic() < end:
         time.sleep(0.1)
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
+
+
+FAKE = """
+import json, sys, os
+from edgellm.benchmarks import result
+from tests.runs import a_run
+job = json.loads(sys.stdin.readline())
+if job["target"]["name"] == "quick":
+    result.write(a_run(), job["file"])
+else:
+    print(json.dumps({"step": "working"}), flush=True)
+    sys.stdin.read()
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_keeps_what_is_finished(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            if "quick: done" in text:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return super().write(text)
+
+    monkeypatch.setattr(fleet, "CHILD", FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        targets = [Target("slow", "ssh://slow"), Target("quick", "ssh://quick")]
+        console = Console(file=Told(), width=200)
+        slow, quick = fleet.measure(targets, [bundle], ["onnx"], SMALL, command="edgellm bench", console=console)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert quick == a_run()
+    assert (slow.host, slow.complete, fleet.failed(slow)) == ("slow", False, "slow: interrupted; measure again")
 
 
 # Names
