@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import signal
 import subprocess
@@ -33,11 +34,12 @@ from typing import IO, TYPE_CHECKING, Any
 from edgellm._typed import build
 from edgellm.benchmarks import hosts
 from edgellm.benchmarks.facts import Facts
+from edgellm.benchmarks.figures import figures
 from edgellm.benchmarks.hosts import Target
 from edgellm.benchmarks.hosts.failure import HostError, failed_run
 from edgellm.benchmarks.result import Run, Settings, read, write
 from edgellm.bundle import Bundle
-from edgellm.errors import EdgeError, InferenceError, UsageError
+from edgellm.errors import EdgeError, InferenceError, UsageError, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -130,7 +132,7 @@ def failed(run: Run) -> str | None:
     reasons = [lane.failed for lane in run.lanes]
     if not all(reasons):
         return None
-    reason = next((reason for reason in reasons if reason), "it has no lanes")
+    reason = plain(next((reason for reason in reasons if reason), "it has no lanes"))
     return reason if not run.host or reason.startswith(f"{run.host}: ") else f"{run.host}: {reason}"
 
 
@@ -245,20 +247,20 @@ class _Worker(threading.Thread):
             for line in self._process.stdout or ():
                 said = json.loads(line)
                 if "step" in said:
-                    row.step = said["step"]
+                    row.step = plain(said["step"])
                 else:
                     facts = None if said["facts"] is None else build(Facts, said["facts"])
                     error = EdgeError(said["what"], where=said["where"], fix=said["fix"])
             status = self._process.wait()
             self._others.join()
             if error is None and status == 0:
-                row.run, row.step = read(self._job.file), "done"
+                row.run, row.step = _sound(read(self._job.file)), "done"
             elif error is None and self._given_up:
                 error = InferenceError("interrupted", where=row.target.name, fix="measure again")
             elif error is None:
                 what = f"what measured it ended with status {status}: {self._last}"
                 error = InferenceError(what, where=row.target.name, fix="measure again")
-        except (OSError, ValueError, EdgeError) as other:
+        except (OSError, ValueError, KeyError, TypeError, ArithmeticError, EdgeError) as other:
             error = InferenceError(f"no run came back: {other}", where=row.target.name, fix="measure again")
         if error is not None:
             job = self._job
@@ -295,6 +297,13 @@ class _Worker(threading.Thread):
         for line in lines:
             self._last = line.strip() or self._last
             self._console.print(Text.from_ansi(line.rstrip("\n")), soft_wrap=True)
+
+
+def _sound(run: Run) -> Run:
+    """A run whose figures can be drawn. Raises ValueError, ArithmeticError: its numbers are none that a machine can have."""
+    if not all(math.isfinite(value) for figure in figures(run) for value in figure.values):
+        raise ValueError("its figures are not finite")
+    return run
 
 
 def main() -> None:

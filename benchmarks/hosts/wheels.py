@@ -62,7 +62,7 @@ class Platform:
         kind, _, number = (self.libc or "").partition(" ")
         if kind == "musl":
             return tuple(f"musllinux_1_{minor}_{self.architecture}" for minor in (2, 1))
-        minor = int(number.split(".")[1]) if re.fullmatch(r"2\.\d+", number) else OLDEST_GLIBC
+        minor = int(number.split(".")[1]) if re.fullmatch(r"2\.\d{1,2}", number) else OLDEST_GLIBC
         named = [f"manylinux_2_{each}_{self.architecture}" for each in range(minor, OLDEST_GLIBC - 1, -1)]
         return (*named, f"manylinux2014_{self.architecture}", f"linux_{self.architecture}")
 

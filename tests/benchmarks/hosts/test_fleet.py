@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from edgellm.benchmarks.result import Run, Settings
 from edgellm.bundle import Bundle
 from edgellm.errors import UsageError
 from tests import sshd
-from tests.runs import a_run
+from tests.runs import a_lane, a_run
 from tests.sshd import Board
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="boards are POSIX systems")
@@ -163,12 +164,19 @@ def test_when_it_ends_everything_ends(
 
 
 FAKE = """
-import json, sys, os
+import json, sys
+from dataclasses import replace
 from edgellm.benchmarks import result
-from tests.runs import a_run
+from tests.runs import a_lane, a_run
 job = json.loads(sys.stdin.readline())
-if job["target"]["name"] == "quick":
+name = job["target"]["name"]
+if name == "quick":
     result.write(a_run(), job["file"])
+elif name == "liar":
+    run = a_run()
+    print(json.dumps({"step": "\\x1b[2J"}), flush=True)
+    samples = tuple(replace(sample, seconds=5e-324) for sample in run.samples)
+    result.write(replace(run, samples=samples), job["file"])
 else:
     print(json.dumps({"step": "working"}), flush=True)
     sys.stdin.read()
@@ -194,6 +202,21 @@ def test_ctrl_c_keeps_what_is_finished(bundle: Bundle, monkeypatch: pytest.Monke
         signal.signal(signal.SIGINT, before)
     assert quick == a_run()
     assert (slow.host, slow.complete, fleet.failed(slow)) == ("slow", False, "slow: interrupted; measure again")
+
+
+def test_figures_that_cannot_be_and_what_a_terminal_would_obey(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "CHILD", FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    steps = []
+    row = fleet.Row
+    monkeypatch.setattr(fleet, "Row", lambda target: steps.append(row(target)) or steps[-1])
+    (quick, liar), told = measure([Target("quick", "ssh://quick"), Target("liar", "ssh://liar")], bundle)
+    assert quick == a_run()
+    assert fleet.failed(liar) == "liar: no run came back: its figures are not finite; measure again"
+    assert "quick: done" in told
+    assert steps[1].step == "\\x1b[2J"
+    evil = replace(a_run([a_lane(failed="\x1b]0;pwned\x07")]), host="liar")
+    assert fleet.failed(evil) == "liar: \\x1b]0;pwned\\x07"
 
 
 # Names

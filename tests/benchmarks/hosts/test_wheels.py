@@ -42,6 +42,7 @@ def test_tags_of_others() -> None:
     assert Platform("3.12.1", "cpython", "x86_64", "musl").tags == ("musllinux_1_2_x86_64", "musllinux_1_1_x86_64")
     assert Platform("3.13.0", "cpython", "armv7l", None).tags[0] == "manylinux_2_17_armv7l"
     assert Platform("3.13.0", "cpython", "armv7l", None).version == "3.13"
+    assert len(Platform("3.13.0", "cpython", "armv7l", "glibc 2.99999999").tags) == 3
 
 
 def test_requirements_are_those_of_setup_cfg() -> None:
