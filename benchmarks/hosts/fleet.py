@@ -19,6 +19,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -56,12 +57,14 @@ def resolve(names: Sequence[str]) -> list[Target]:
     """What names, URLs and "all" mean, each target once.
 
     Raises:
-        UsageError: a name that hosts.toml does not have, a scheme that no host has, or a file that makes no sense.
+        UsageError: a name that hosts.toml does not have, a scheme that no host has, a URL or an option that its host does not
+            understand, or a file that makes no sense.
     """
     known = None
     found: dict[str, Target] = {}
     for name in names:
         if "://" in name:
+            _refuse_password(name, "--host")
             found[name] = Target(name, name)
             continue
         known = known_targets() if known is None else known
@@ -72,7 +75,9 @@ def resolve(names: Sequence[str]) -> list[Target]:
             raise UsageError(f"there is no {FILE}, or no host in it", where="--host all", fix="see docs/hosts.md")
         found |= known if name == ALL else {name: known[name]}
     for target in found.values():
-        hosts.host(target.url)
+        module = hosts.host(target.url)
+        if isinstance(module, hosts.Checker):
+            module.check(target)
     return list(found.values())
 
 
@@ -103,10 +108,17 @@ def _target(file: Path, name: str, table: object) -> Target:
         raise UsageError("no name for a host", where=where, fix="call it otherwise")
     if not isinstance(table, dict) or not isinstance(table.get("url"), str):
         raise UsageError("no url", where=where, fix='write url = "ssh://user@board"')
+    _refuse_password(table["url"], where)
     options = {key: value for key, value in table.items() if key != "url"}
     if not all(isinstance(value, str | int | float) for value in options.values()):
         raise UsageError("an option is neither a text nor a number", where=where, fix="see docs/hosts.md")
     return Target(name, table["url"], tuple((key, str(value)) for key, value in options.items()))
+
+
+def _refuse_password(url: str, where: str) -> None:
+    """A URL stands in tables, files and their names, so a password must not stand in it; nor in the error that says so."""
+    if re.search("://[^@]*:[^@]*@", re.sub(r"\?\w+=.*", "", url)):
+        raise UsageError("a password in a URL", where=where, fix="write ssh://user@board; keys come from ~/.ssh or the agent")
 
 
 @dataclass
@@ -162,11 +174,11 @@ def measure(
         try:
             if console.is_terminal:
                 with Live(table(rows), console=console, auto_refresh=False) as live:
-                    while any(worker.is_alive() for worker in workers):
+                    while not all(worker.done.is_set() for worker in workers):
                         time.sleep(LOOK)
                         live.update(table(rows), refresh=True)
             for worker in workers:
-                worker.join()
+                worker.done.wait()
         except KeyboardInterrupt:
             console.print("interrupted: what was begun ends")
         finally:
@@ -215,13 +227,18 @@ class Job:
 
 
 class _Worker(threading.Thread):
-    """Listens to the process of a target, from its start to its end."""
+    """Listens to the process of a target, from its start to its end.
+
+    Attributes:
+        done: its row is finished. `join` does not say so: Ctrl-C in it makes Python take a thread that runs for one that ended.
+    """
 
     def __init__(self, row: Row, job: Job, bundles: Sequence[Bundle], console: Console) -> None:
         super().__init__(daemon=True)
         self._row, self._job, self._bundles, self._console = row, job, bundles, console
         self._last = "it said nothing"
         self._given_up = False
+        self.done = threading.Event()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", CHILD],
             stdin=subprocess.PIPE,
@@ -237,6 +254,12 @@ class _Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        try:
+            self._listen()
+        finally:
+            self.done.set()
+
+    def _listen(self) -> None:
         row = self._row
         error: EdgeError | None = None
         facts = None
@@ -284,7 +307,7 @@ class _Worker(threading.Thread):
             self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        self.join()
+        self.done.wait()
         self._others.join(GRACE)
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:

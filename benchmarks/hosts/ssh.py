@@ -82,8 +82,10 @@ def address(target: Target) -> Address:
         url = urllib.parse.urlsplit(target.url)
         port = url.port
     except ValueError as error:
-        raise UsageError(f"'{target.url}': {error}", where=target.name, fix="write ssh://user@board:22") from error
-    if not url.hostname or url.password is not None or url.path.strip("/") or url.fragment:
+        raise UsageError(str(error), where=target.name, fix="write ssh://user@board:22") from error
+    name = re.sub(r":\d*$", "", url.netloc.rpartition("@")[2])  # as it is written: ~/.ssh/config tells Pi from pi
+    host = urllib.parse.unquote(name.removeprefix("[").removesuffix("]"))
+    if not host or url.password is not None or url.path.strip("/") or url.fragment:
         fix = "write ssh://user@board:22; keys come from ~/.ssh or the agent"
         raise UsageError("no URL of a host", where=target.name, fix=fix)
     options = target.asked(OPTIONS)
@@ -95,15 +97,20 @@ def address(target: Target) -> Address:
         patience = float(int(match[1]) * UNITS[match[2]])
     files = {name: str(Path(options[name]).expanduser()) for name in ("key", "known_hosts") if name in options}
     return Address(
-        url.hostname,
+        host,
         port,
-        url.username,
+        None if url.username is None else urllib.parse.unquote(url.username),
         files.get("key"),
         files.get("known_hosts"),
         options.get("python"),
         options.get("folder", ""),
         patience,
     )
+
+
+def check(target: Target) -> None:
+    """See `hosts.Checker`."""
+    address(target)
 
 
 def bench(
@@ -183,6 +190,9 @@ async def _connected(target: Target, where: Address) -> AsyncIterator[asyncssh.S
     if where.key is not None:
         options["client_keys"] = [where.key]
     try:
+        meant = asyncssh.SSHClientConnectionOptions(host=where.host, **options)  # with what ~/.ssh/config says
+        if meant.host_key_alias is None:  # known hosts are in lower case, as ssh writes them
+            options["host_key_alias"] = meant.host.lower()
         connection = await asyncssh.connect(where.host, **options)
     except (OSError, asyncssh.Error, TimeoutError, ValueError) as error:
         raise _failure(error, target, where) from error

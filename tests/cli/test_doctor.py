@@ -134,12 +134,12 @@ def test_what_a_user_has_set_up_for_ssh_is_heeded(board: Board, tmp_path: Path) 
     """Keys, known hosts and names are those that `ssh kitchen` takes; without them nobody gets in."""
     settings = tmp_path / "user/.ssh"
     settings.mkdir(parents=True)
-    lines = ["Host kitchen", "HostName 127.0.0.1", f"Port {board.port}", f"User {getpass.getuser()}"]
+    lines = ["Host Kitchen", "HostName 127.0.0.1", f"Port {board.port}", f"User {getpass.getuser()}"]
     (settings / "config").write_text("\n".join(lines) + "\n", encoding="utf-8")
     environment = {"HOME": str(tmp_path / "user"), "SSH_AUTH_SOCK": ""}
 
     def ask() -> tuple[int, str]:
-        with start("doctor", "--host", "ssh://kitchen", environment=environment) as process:
+        with start("doctor", "--host", "ssh://Kitchen", environment=environment) as process:
             output, errors = process.communicate(timeout=60)
         return process.returncode, (output + errors).decode()
 

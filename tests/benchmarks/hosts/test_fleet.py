@@ -239,6 +239,42 @@ def test_names_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize(
+    "url",
+    [
+        "ssh://pi:secret@kitchen",
+        "ssh://:secret@kitchen?key=a",
+        "ssh://pi:secret/@kitchen",
+        "ssh://pi:secret?@kitchen:22",
+        "ssh://pi:secret#@[kitchen",
+        "gopher://pi:secret@x",
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts.toml").write_text(f"[hosts.kitchen]\nurl = '{url}'\n", encoding="utf-8")
+    for name in (url, "kitchen", "all"):
+        with pytest.raises(UsageError, match="a password in a URL; write ssh://user@board; keys come from") as caught:
+            fleet.resolve([name])
+        assert "secret" not in f"{caught.value} {caught.value.where}"
+
+
+@pytest.mark.parametrize(
+    "url", ["ssh://pi@kitchen:22", "ssh://kitchen:22?key=/a@b", "ssh://[fe80::1%25eth0]:22", "ssh://pi@[::1]"]
+)
+def test_what_is_no_password(url: str) -> None:
+    assert fleet.resolve([url]) == [Target(url, url)]
+
+
+def test_options_are_looked_at_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="unknown option 'pace'; it may be key, "):
+        fleet.resolve(["ssh://kitchen?pace=1"])
+    monkeypatch.chdir(tmp_path)
+    hosts_toml(tmp_path, Target("kitchen", "ssh://kitchen", (("patience", "long"),)))
+    with pytest.raises(UsageError, match="kitchen: patience is 'long'"):
+        fleet.resolve(["all"])
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("[hosts", "cannot be read"),

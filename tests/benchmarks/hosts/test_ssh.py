@@ -394,7 +394,8 @@ def test_a_key_that_is_not_there(board: Board, bundle: Bundle, tmp_path: Path) -
 
 
 def test_no_python(board: Board, bundle: Bundle) -> None:
-    with pytest.raises(HostError, match=r"board: edgellm needs Python 3\.11 or later, .*; install one, or name it by python ="):
+    words = r"board: edgellm needs Python 3\.11 or later, and 'python3\.99' is none there; install one, or name it by python ="
+    with pytest.raises(HostError, match=words):
         bench(board.target(python="python3.99"), bundle)
     looked = ssh.look(board.target(python="python3.99"))
     assert looked.python is None
@@ -428,6 +429,39 @@ def test_a_greeting_does_no_harm(board: Board, bundle: Bundle) -> None:
 def test_what_makes_no_sense(bundle: Bundle, url: str, options: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         bench(Target("kitchen", url, tuple(options.items())), bundle)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "user"),
+    [
+        ("ssh://pi@RPi5", "RPi5", None, "pi"),
+        ("ssh://RPi5:2222", "RPi5", 2222, None),
+        ("ssh://a%40b@[fe80::1%25eth0]:22", "fe80::1%eth0", 22, "a@b"),
+        ("ssh://[::1]", "::1", None, None),
+        ("ssh://pi@kitchen:", "kitchen", None, "pi"),
+    ],
+)
+def test_a_host_is_called_as_it_is_written(url: str, host: str, port: int | None, user: str | None) -> None:
+    found = ssh.address(Target("kitchen", url))
+    assert (found.host, found.port, found.user) == (host, port, user)
+
+
+def test_known_hosts_are_in_lower_case(board: Board, tmp_path: Path) -> None:
+    key = (board.folder / "known").read_text(encoding="utf-8").partition(" ")[2]
+    (tmp_path / "known").write_text(f"[localhost]:{board.port} {key}", encoding="utf-8")
+    target = board.target(known_hosts=str(tmp_path / "known"))
+    url = target.url.replace("127.0.0.1", "LocalHost")
+    assert ssh.look(Target("board", url, target.options)).facts.system == "Linux"
+
+
+def test_a_python_below_the_home(board: Board) -> None:
+    (board.home / "venv/bin").mkdir(parents=True)
+    (board.home / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
+    (board.home / "venv/bin/python").chmod(0o755)
+    looked = ssh.look(board.target(python="~/venv/bin/python"))
+    assert looked.python is not None
+    (board.home / "venv/bin/python").unlink()
+    assert ssh.look(board.target(python="~/venv/bin/python")).python is None
 
 
 def test_look_tells_of_this_python(board: Board) -> None:
