@@ -23,7 +23,7 @@ SEPARATOR = "\t"
 BEGIN, END = ("facts", "1"), ("end",)
 FIELDS = {  # of a line, after its name; one where nothing else is said
     **dict.fromkeys(("android", "cpuinfo", "darwin", "energy", "memory", "temperature"), 2),
-    **dict.fromkeys(("cooling", "core", "supply", "throttle_count"), 3),
+    **dict.fromkeys(("cooling", "core", "supply"), 3),
 }
 PROCESSORS = 1 << 13  # that a kernel of Linux is built for at most
 UNLIMITED = 1 << 60  # bytes: version 1 of the control groups writes about so much where it has no limit
@@ -73,7 +73,7 @@ class Facts:
         features: those that matter for 4- and 8-bit kernels; see `machine.FEATURES`.
         cores: in the order of their numbers.
         celsius: the hottest reading of each kind of sensor.
-        throttled: what holds it back now, a reason each; empty where nothing does.
+        throttled: what holds its processors back now, a reason each; empty where nothing does.
         energy: counters of energy or power that this user may read, by name.
         battery: what it does, such as "Discharging".
         memory, available: bytes of RAM, and of it what is to be had; `memory_limit` is that of its control groups.
@@ -323,19 +323,14 @@ def _celsius(said: _Said) -> dict[str, float] | None:
 
 
 def _throttled(said: _Said) -> tuple[str, ...] | None:
-    """What a count of the past says is of no use here: nobody knows when it was."""
-    cooling, pi = said.all("cooling"), said.one("pi_throttled")
-    if not cooling and pi is None and not said.all("throttle_count"):
+    """By what tells of processors: a fan that turns says nothing of them."""
+    held = [(kind, most, state) for kind, most, state in said.all("cooling") if kind == "Processor" or "cpufreq" in kind]
+    states = [(kind, most, number) for kind, most, state in held if (number := _whole(state)) is not None]
+    match = re.fullmatch("(?:throttled=)?(?:0x)?([0-9a-f]{1,16})", said.one("pi_throttled") or "", re.IGNORECASE)
+    if not states and match is None:
         return None
-    found = [
-        f"{kind} is at {state} of {most or state}"
-        for kind, most, state in cooling
-        if (kind == "Processor" or "cpufreq" in kind) and _whole(state)
-    ]
-    try:
-        mask = int((pi or "0").removeprefix("throttled="), 16)
-    except ValueError:
-        mask = 0
+    mask = 0 if match is None else int(match[1], 16)
+    found = [f"{kind} is at {state} of {most or state}" for kind, most, state in states if state]
     found += [f"the board's firmware says that {why}" for bit, why in enumerate(conditions.PI_BITS) if mask >> bit & 1]
     return tuple(found)
 

@@ -109,6 +109,12 @@ def test_telemetry(monkeypatch: pytest.MonkeyPatch, value: str, told: str) -> No
     assert told in edgellm("doctor").stdout
 
 
+def test_telemetry_of_a_board_whose_environment_nobody_knows() -> None:
+    findings = doctor._elsewhere(Looked(Facts(), Python("/usr/bin/python3", "3.11.2", {"onnxruntime": "1.32.1"})))
+    assert [each.name for each in findings if each.advice] == ["telemetry"]
+    assert "set ORT_DISABLE_TELEMETRY=1 for all programs there, if that is not done" in str(findings[-1].advice)
+
+
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[Board]:
     with Board.started(tmp_path / "board") as board:
