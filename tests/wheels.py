@@ -44,7 +44,7 @@ def pip(machine: str, python: str) -> list[str]:
 
 @functools.cache
 def unreachable() -> str | None:
-    """Why pip has no index, by a wheel that suits every machine; None where it has one: who finds nothing there asked wrongly."""
+    """Why pip has no index, by a wheel that suits every machine; None where it has one, and who finds nothing asked wrongly."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--dest", folder, "jinja2"]
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
