@@ -23,8 +23,9 @@ SEPARATOR = "\t"
 BEGIN, END = ("facts", "1"), ("end",)
 FIELDS = {  # of a line, after its name; one where nothing else is said
     **dict.fromkeys(("android", "cpuinfo", "darwin", "energy", "memory", "temperature"), 2),
-    **dict.fromkeys(("cooling", "core", "supply", "throttle_count"), 3),
+    **dict.fromkeys(("cooling", "core", "supply"), 3),
 }
+PROCESSORS = 1 << 13  # that a kernel of Linux is built for at most
 UNLIMITED = 1 << 60  # bytes: version 1 of the control groups writes about so much where it has no limit
 
 # ARM's own names of its cores, by the part number in MIDR_EL1 (Arm's technical reference manuals; implementer 0x41).
@@ -72,7 +73,7 @@ class Facts:
         features: those that matter for 4- and 8-bit kernels; see `machine.FEATURES`.
         cores: in the order of their numbers.
         celsius: the hottest reading of each kind of sensor.
-        throttled: what holds it back now, a reason each; empty where nothing does.
+        throttled: what holds its processors back now, a reason each; empty where nothing does.
         energy: counters of energy or power that this user may read, by name.
         battery: what it does, such as "Discharging".
         memory, available: bytes of RAM, and of it what is to be had; `memory_limit` is that of its control groups.
@@ -228,7 +229,8 @@ def _cores(said: _Said) -> list[Core]:
     """Of those that are online; one that is not has no clock, and runs nothing."""
     told: dict[int, dict[str, str]] = {}
     for number, name, value in said.all("core"):
-        told.setdefault(int(number) if number.isdecimal() else -1, {})[name] = value
+        if (known := _whole(number)) is not None:
+            told.setdefault(known, {})[name] = value
     processor = None
     for name, value in said.all("cpuinfo"):
         if name == "processor":
@@ -243,13 +245,14 @@ def _cores(said: _Said) -> list[Core]:
 
 
 def _listed(text: str) -> list[int]:
-    """ "0-3,6" as the kernel lists processors."""
-    found: list[int] = []
+    """ "0-3,6" as the kernel lists processors, in their order."""
+    found = [-1]
     for part in text.split(","):
         low, _, high = part.partition("-")
-        if (start := _whole(low)) is not None and (end := _whole(high or low)) is not None and 0 <= start <= end < 1 << 16:
+        start, end = _whole(low), _whole(high or low)
+        if start is not None and end is not None and found[-1] < start <= end < PROCESSORS:
             found += range(start, end + 1)
-    return found
+    return found[1:]
 
 
 def _core(number: int, told: Mapping[str, str]) -> Core:
@@ -263,7 +266,7 @@ def _core(number: int, told: Mapping[str, str]) -> Core:
         name=_arm_name(told),
         capacity=_whole(told.get("capacity")),
         siblings=told.get("siblings"),
-        mhz=mhz("scaling_cur_freq") or (float(clock) if re.fullmatch(r"\d+(\.\d+)?", clock) else None),
+        mhz=mhz("scaling_cur_freq") or (float(clock) if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", clock) else None),
         max_mhz=mhz("scaling_max_freq", "cpuinfo_max_freq"),
         governor=told.get("scaling_governor"),
         driver=told.get("scaling_driver"),
@@ -320,19 +323,14 @@ def _celsius(said: _Said) -> dict[str, float] | None:
 
 
 def _throttled(said: _Said) -> tuple[str, ...] | None:
-    """What a count of the past says is of no use here: nobody knows when it was."""
-    cooling, pi = said.all("cooling"), said.one("pi_throttled")
-    if not cooling and pi is None and not said.all("throttle_count"):
+    """By what tells of processors: a fan that turns says nothing of them."""
+    held = [(kind, most, state) for kind, most, state in said.all("cooling") if kind == "Processor" or "cpufreq" in kind]
+    states = [(kind, most, number) for kind, most, state in held if (number := _whole(state)) is not None]
+    match = re.fullmatch("(?:throttled=)?(?:0x)?([0-9a-f]{1,16})", said.one("pi_throttled") or "", re.IGNORECASE)
+    if not states and match is None:
         return None
-    found = [
-        f"{kind} is at {state} of {most or state}"
-        for kind, most, state in cooling
-        if (kind == "Processor" or "cpufreq" in kind) and _whole(state)
-    ]
-    try:
-        mask = int((pi or "0").removeprefix("throttled="), 16)
-    except ValueError:
-        mask = 0
+    mask = 0 if match is None else int(match[1], 16)
+    found = [f"{kind} is at {state} of {most or state}" for kind, most, state in states if state]
     found += [f"the board's firmware says that {why}" for bit, why in enumerate(conditions.PI_BITS) if mask >> bit & 1]
     return tuple(found)
 

@@ -59,9 +59,6 @@ processors() {
         for name in cpuinfo_max_freq scaling_max_freq scaling_cur_freq scaling_governor scaling_driver; do
             tell "$cpu/cpufreq/$name" core "$number" "$name"
         done
-        for kind in core package; do
-            tell "$cpu/thermal_throttle/${kind}_throttle_count" throttle_count "$number" "$kind"
-        done
     done
 }
 

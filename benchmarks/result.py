@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from edgellm.errors import ResourceError, UsageError
 
 SCHEMA = 1
 KIND = "edgellm benchmark run"
+MOST = 1 << 53  # what a whole number is below, as a float is that came as one
 
 Kind = Literal["load", "prefill", "decode", "first token", "chain", "sustained"]
 State = Literal["cold", "warm", "cached"]
@@ -313,14 +314,28 @@ def read(path: str | os.PathLike[str]) -> Run:
 
 def _check(run: Run) -> None:
     """What the types do not say. Raises ValueError."""
+    if any(abs(number) >= MOST for number in _whole(dataclasses.asdict(run))):
+        raise ValueError("a number is larger than any that was measured")
     ids = [lane.id for lane in run.lanes]
     if len(set(ids)) < len(ids):
         raise ValueError("two lanes have one id")
     for index, sample in enumerate(run.samples):
         if sample.lane not in ids:
             raise ValueError(f"'samples[{index}]' is of no lane")
+        if min(sample.case.prompt, sample.case.depth, sample.case.steps) < 0:
+            raise ValueError(f"'samples[{index}]' has fewer tokens than none")
         if sample.seconds <= 0 or sample.round < 0 or any(step <= 0 for step in sample.steps):
             raise ValueError(f"'samples[{index}]' has a time or a round that cannot be")
+
+
+def _whole(value: object) -> Iterator[int]:
+    """The whole numbers in a JSON value."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from (number for entry in value.values() for number in _whole(entry))
+    elif isinstance(value, tuple | list):
+        yield from (number for entry in value for number in _whole(entry))
 
 
 def write(run: Run, path: str | os.PathLike[str]) -> None:

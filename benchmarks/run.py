@@ -263,12 +263,14 @@ def labels(paths: Sequence[Path]) -> list[str]:
     Raises:
         UsageError: a folder is there twice.
     """
-    parts = [path.resolve().parts for path in paths]
+    resolved = [path.resolve() for path in paths]
+    parts = [path.parts for path in resolved]
     for count in range(1, max(map(len, parts), default=1) + 1):
         found = ["/".join(each[-count:]) for each in parts]
         if len(set(found)) == len(found):
             return found
-    raise UsageError("the same bundle twice", where=next(path for path in paths if paths.count(path) > 1), fix="give it once")
+    twice = next(path for path, found in zip(paths, resolved, strict=True) if resolved.count(found) > 1)
+    raise UsageError("the same bundle twice", where=twice, fix="give it once")
 
 
 def text_ids(bundle: Bundle) -> tuple[int, ...]:

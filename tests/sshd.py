@@ -65,7 +65,8 @@ class Board:
 
     def gate(self, *lines: str) -> None:
         """Shell commands before everything that runs there."""
-        script = "\n".join(["#!/bin/sh", f"HOME='{self.home}'; export HOME; cd", *lines, 'exec sh -c "$SSH_ORIGINAL_COMMAND"'])
+        own = f"HOME='{self.home}' TMPDIR='{self.folder}'; export HOME TMPDIR; cd"
+        script = "\n".join(["#!/bin/sh", own, *lines, 'exec sh -c "$SSH_ORIGINAL_COMMAND"'])
         (self.folder / "gate.new").write_text(script + "\n", encoding="utf-8")
         (self.folder / "gate.new").chmod(0o755)
         (self.folder / "gate.new").rename(self.folder / "gate")
@@ -161,10 +162,13 @@ def gone(board: Board, word: str = "", seconds: float = WAIT) -> bool:
 
 class Line:
     """A cable between here and a board: it counts what goes to the board, and breaks after so many bytes, as soon as the board
-    has `arrived`, since what is still on its way then is lost."""
+    has `arrived`, since what is still on its way then is lost.
+
+    When it is `cut` it passes on nothing more and closes nothing, as a Wi-Fi that is gone."""
 
     def __init__(self, board: Board, breaks_after: int | None = None, arrived: Callable[[], bool] = lambda: True) -> None:
         self.sent, self._limit, self._arrived, self._to = 0, breaks_after, arrived, board.port
+        self.cut = False
         self._server = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._server.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
@@ -188,7 +192,10 @@ class Line:
                     if self._limit is not None and self.sent > self._limit:
                         until(self._arrived)
                         break
-                target.sendall(data)
+                if not self.cut:
+                    target.sendall(data)
+        if self.cut:
+            return
         for each in (source, target):
             with contextlib.suppress(OSError):
                 each.shutdown(socket.SHUT_RDWR)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -38,6 +40,15 @@ def pip(machine: str, python: str) -> list[str]:
     tags = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC] + [f"--platform=manylinux2014_{machine}"]
     versions = ["--implementation=cp", f"--python-version={python}", "--only-binary=:all:"]
     return [sys.executable, "-m", "pip", "install", "--quiet", "--no-input", *versions, *tags]
+
+
+@functools.cache
+def unreachable() -> str | None:
+    """Why pip has no index, by a wheel that suits every machine; None where it has one, and who finds nothing asked wrongly."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--dest", folder, "jinja2"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=280)
+    return f"no package index: {done.stderr.strip()}" if done.returncode else None
 
 
 def requirements(wheel: Path) -> list[str]:

@@ -79,6 +79,15 @@ class Looker(Protocol):
         ...
 
 
+@runtime_checkable
+class Checker(Protocol):
+    """The module of a host that can say without connecting whether a target makes sense."""
+
+    def check(self, target: Target) -> None:
+        """Raises UsageError: its URL or an option of it makes no sense."""
+        ...
+
+
 def available() -> tuple[str, ...]:
     """Schemes of all hosts: the modules of this folder that measure."""
     here = Path(__file__).parent

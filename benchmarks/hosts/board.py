@@ -1,7 +1,8 @@
 """What runs on a board before edgellm is there: it takes files by their hash, unpacks wheels, and watches over a measurement.
 
 `ssh.py` sends this source to the board's Python and speaks with it over its standard streams, in JSON lines with raw bytes
-between them. So it imports the standard library alone. When the other side is gone it ends, and all that it started with it.
+between them. So it imports the standard library alone. When the other side is gone it ends, and all that it started with it;
+gone is also who says nothing for a minute while others are kept out, since a link may be lost without a word.
 
 Below its folder (~/.cache/edgellm/host):
 
@@ -9,7 +10,9 @@ Below its folder (~/.cache/edgellm/host):
     wheels/HASH/            what was in a wheel
     bundles/HASH/NAME/      a bundle, its files links to blobs
     cache/                  edgellm's own, of bundles that are verified and graphs that are packed
-    lock                    held while somebody measures here
+    lock                    held while somebody uses the folder
+
+Beside it, in the system's folder for temporary files, edgellm-bench.lock is held while anybody measures on this machine.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
+import io
 import json
 import os
 import platform
@@ -28,13 +32,15 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any, NoReturn, cast
 
 BEAT = 5.0  # seconds between two signs of life
+SILENCE = 60.0  # seconds for which the other side may neither say nor take anything while it keeps others out
 CHUNK = 1 << 18
 FULL = ("ENOSPC", "EDQUOT", "EFBIG")
 MEASURE = "edgellm.benchmarks.hosts.there"
@@ -51,27 +57,49 @@ class Refused(Exception):
 class Agent:
     """One conversation."""
 
-    def __init__(self, folder: Path, asked: IO[bytes], answers: IO[str]) -> None:
+    def __init__(self, folder: Path, asked: io.BufferedReader, answers: int) -> None:
         self.folder, self.asked, self.answers = folder, asked, answers
         self.blobs, self.wheels = folder / "blobs", folder / "wheels"
-        self.lock: IO[str] | None = None
+        self.locks: list[int] = []
 
     def say(self, **said: Any) -> None:
-        print(json.dumps(said), file=self.answers, flush=True)
+        self.write(json.dumps(said).encode() + b"\n")
+
+    def write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            with self.patience():
+                view = view[os.write(self.answers, view[:CHUNK]) :]
+
+    def read(self, read: Callable[[], bytes]) -> bytes:
+        """What the other side sends next; b"" at the end."""
+        with self.patience():
+            return read()
+
+    @contextlib.contextmanager
+    def patience(self) -> Iterator[None]:
+        """End if what is done takes too long and others are kept out meanwhile."""
+        signal.setitimer(signal.ITIMER_REAL, SILENCE if self.locks else 0)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def serve(self) -> None:
         """Answer until there is nothing more to answer, or something went wrong, which is the last answer."""
         try:
-            for line in iter(self.asked.readline, b""):
-                wanted = json.loads(line)
-                getattr(self, f"do_{wanted.pop('do')}")(**wanted)
+            while line := self.read(self.asked.readline):
+                if line.strip():  # an empty one is a sign of life
+                    wanted = json.loads(line)
+                    getattr(self, f"do_{wanted.pop('do')}")(**wanted)
         except Refused as refused:
             self.say(**refused.said)
         except OSError as error:
             name = errno_name(error)
             if name == "EPIPE":
                 raise
-            self.say(error="full" if name in FULL else "system", free=self.free(), text=error.strerror or str(error))
+            text = ": ".join(str(part) for part in (error.filename, error.strerror or error) if part is not None)
+            self.say(error="full" if name in FULL else "system", free=self.free(), text=text)
 
     def free(self) -> int:
         """Bytes that this user may still write where the folder is, or is to be."""
@@ -95,17 +123,29 @@ class Agent:
 
     def do_claim(self, blobs: dict[str, int], wheels: dict[str, int]) -> None:
         """Keep others out from now on, and say what is missing: of each file the bytes of it that are there already."""
+        self.keep_out(Path(tempfile.gettempdir()) / "edgellm-bench.lock")
         for folder in (self.blobs, self.wheels):
             folder.mkdir(parents=True, exist_ok=True)
-        self.lock = (self.folder / "lock").open("w")
-        try:
-            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise Refused("busy") from error
+        self.keep_out(self.folder / "lock")
+        shutil.rmtree(self.folder / "jobs", ignore_errors=True)  # of an agent that was killed
         missing = {name: size for name, size in wheels.items() if not (self.wheels / named(name)).is_dir()}
         missing |= {name: size for name, size in blobs.items() if not (self.blobs / named(name)).is_file()}
         there = {name: max(size_of(self.blobs / name), size_of(self.blobs / f"{name}.partial")) for name in missing}
         self.say(missing={name: have if have <= missing[name] else 0 for name, have in there.items()}, free=self.free())
+
+    def keep_out(self, lock: Path) -> None:
+        """Others, who need not be the same user: so it is never opened to write."""
+        flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW
+        try:
+            descriptor = os.open(lock, flags)
+        except FileNotFoundError:
+            descriptor = os.open(lock, flags | os.O_CREAT)
+            os.fchmod(descriptor, 0o644)
+        self.locks.append(descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise Refused("busy") from error
 
     def do_put(self, name: str, size: int, at: int) -> None:
         """Take the bytes of a file from `at` to its end; what comes of a line that breaks stays, to go on from."""
@@ -115,10 +155,10 @@ class Agent:
             return
         digest = hashlib.sha256()
         with partial.open("r+b" if at else "wb") as file:
-            for chunk in chunks(file, at):
+            for chunk in chunks(file.read, at):
                 digest.update(chunk)
             file.truncate(at)
-            for chunk in chunks(self.asked, size - at):
+            for chunk in chunks(lambda most: self.read(lambda: self.asked.read1(most)), size - at):
                 file.write(chunk)
                 digest.update(chunk)
             file.flush()
@@ -197,7 +237,7 @@ class Agent:
             if process.returncode == 0:
                 made = (place / "run.json").read_bytes()
                 self.say(run=len(made))
-                write_all(self.answers.fileno(), made)
+                self.write(made)
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
@@ -212,36 +252,38 @@ class Agent:
         with selectors.DefaultSelector() as ready:
             ready.register(output, selectors.EVENT_READ)
             ready.register(asked, selectors.EVENT_READ)
-            due = time.monotonic() + BEAT
+            heard = time.monotonic()
+            due = heard + BEAT
             while True:
                 keys = {key.fd for key, _ in ready.select(max(0.0, due - time.monotonic()))}
                 if asked in keys:
-                    raise SystemExit(1)
+                    if not os.read(asked, CHUNK):
+                        raise SystemExit(1)
+                    heard = time.monotonic()
+                if time.monotonic() > heard + SILENCE:
+                    silent()
                 if output in keys:
                     said = os.read(output, CHUNK)
                     if not said:
                         return
-                    write_all(self.answers.fileno(), said)
+                    self.write(said)
                 if time.monotonic() >= due:
                     self.say(alive=cpu_seconds(process.pid))
                     due = time.monotonic() + BEAT
 
 
-def chunks(file: IO[bytes], size: int) -> Iterator[bytes]:
-    """So many bytes of a file, or as many as there are."""
+def silent(*_: object) -> NoReturn:
+    sys.exit(f"nothing was heard for {SILENCE:g} s")
+
+
+def chunks(read: Callable[[int], bytes], size: int) -> Iterator[bytes]:
+    """So many bytes, or as many as there are, of what reads at most so many."""
     while size > 0:
-        chunk = file.read(min(CHUNK, size))
+        chunk = read(min(CHUNK, size))
         if not chunk:
             return
         size -= len(chunk)
         yield chunk
-
-
-def write_all(descriptor: int, data: bytes) -> None:
-    """Past the text layer, whose buffer is empty."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
 
 
 def named(name: str) -> str:
@@ -315,12 +357,13 @@ def cpu_seconds(session: int) -> float | None:
 def main() -> None:
     """The first line names the folder, "" being the usual one."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    signal.signal(signal.SIGALRM, silent)
+    answers = os.dup(1)
     os.dup2(2, 1)  # whatever else prints is no answer
     own = json.loads(sys.stdin.buffer.readline())
-    folder = Path(own).expanduser() if own else Path.home() / ".cache" / "edgellm" / "host"
+    folder = Path(own).expanduser().absolute() if own else Path.home() / ".cache" / "edgellm" / "host"
     with contextlib.suppress(BrokenPipeError):
-        Agent(folder, sys.stdin.buffer, answers).serve()
+        Agent(folder, cast("io.BufferedReader", sys.stdin.buffer), answers).serve()
 
 
 if __name__ == "__main__":

@@ -17,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -33,11 +35,12 @@ from typing import IO, TYPE_CHECKING, Any
 from edgellm._typed import build
 from edgellm.benchmarks import hosts
 from edgellm.benchmarks.facts import Facts
+from edgellm.benchmarks.figures import figures
 from edgellm.benchmarks.hosts import Target
 from edgellm.benchmarks.hosts.failure import HostError, failed_run
 from edgellm.benchmarks.result import Run, Settings, read, write
 from edgellm.bundle import Bundle
-from edgellm.errors import EdgeError, InferenceError, UsageError
+from edgellm.errors import EdgeError, InferenceError, UsageError, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -54,12 +57,14 @@ def resolve(names: Sequence[str]) -> list[Target]:
     """What names, URLs and "all" mean, each target once.
 
     Raises:
-        UsageError: a name that hosts.toml does not have, a scheme that no host has, or a file that makes no sense.
+        UsageError: a name that hosts.toml does not have, a scheme that no host has, a URL or an option that its host does not
+            understand, or a file that makes no sense.
     """
     known = None
     found: dict[str, Target] = {}
     for name in names:
         if "://" in name:
+            _refuse_password(name, "--host")
             found[name] = Target(name, name)
             continue
         known = known_targets() if known is None else known
@@ -70,7 +75,9 @@ def resolve(names: Sequence[str]) -> list[Target]:
             raise UsageError(f"there is no {FILE}, or no host in it", where="--host all", fix="see docs/hosts.md")
         found |= known if name == ALL else {name: known[name]}
     for target in found.values():
-        hosts.host(target.url)
+        module = hosts.host(target.url)
+        if isinstance(module, hosts.Checker):
+            module.check(target)
     return list(found.values())
 
 
@@ -101,10 +108,17 @@ def _target(file: Path, name: str, table: object) -> Target:
         raise UsageError("no name for a host", where=where, fix="call it otherwise")
     if not isinstance(table, dict) or not isinstance(table.get("url"), str):
         raise UsageError("no url", where=where, fix='write url = "ssh://user@board"')
+    _refuse_password(table["url"], where)
     options = {key: value for key, value in table.items() if key != "url"}
     if not all(isinstance(value, str | int | float) for value in options.values()):
         raise UsageError("an option is neither a text nor a number", where=where, fix="see docs/hosts.md")
     return Target(name, table["url"], tuple((key, str(value)) for key, value in options.items()))
+
+
+def _refuse_password(url: str, where: str) -> None:
+    """A URL stands in tables, files and their names, so a password must not stand in it; nor in the error that says so."""
+    if re.search("://[^@]*:[^@]*@", re.sub(r"\?\w+=.*", "", url)):
+        raise UsageError("a password in a URL", where=where, fix="write ssh://user@board; keys come from ~/.ssh or the agent")
 
 
 @dataclass
@@ -130,7 +144,7 @@ def failed(run: Run) -> str | None:
     reasons = [lane.failed for lane in run.lanes]
     if not all(reasons):
         return None
-    reason = next((reason for reason in reasons if reason), "it has no lanes")
+    reason = plain(next((reason for reason in reasons if reason), "it has no lanes"))
     return reason if not run.host or reason.startswith(f"{run.host}: ") else f"{run.host}: {reason}"
 
 
@@ -145,7 +159,8 @@ def measure(
 ) -> list[Run]:
     """Measure on all of them at once. A run for each, in their order; `failed` says of which there is no result.
 
-    When it is interrupted, everything that it started ends, on the targets too.
+    When it ends before they do, everything that it started ends, on the targets too. Ctrl-C ends it as a result: the runs of
+    those that had not finished say that they were interrupted, and are not `complete`.
     """
     from rich.live import Live
 
@@ -159,11 +174,13 @@ def measure(
         try:
             if console.is_terminal:
                 with Live(table(rows), console=console, auto_refresh=False) as live:
-                    while any(worker.is_alive() for worker in workers):
+                    while not all(worker.done.is_set() for worker in workers):
                         time.sleep(LOOK)
                         live.update(table(rows), refresh=True)
             for worker in workers:
-                worker.join()
+                worker.done.wait()
+        except KeyboardInterrupt:
+            console.print("interrupted: what was begun ends")
         finally:
             for worker in workers:
                 worker.close()
@@ -210,13 +227,18 @@ class Job:
 
 
 class _Worker(threading.Thread):
-    """Listens to the process of a target, from its start to its end."""
+    """Listens to the process of a target, from its start to its end.
+
+    Attributes:
+        done: its row is finished. `join` does not say so: Ctrl-C in it makes Python take a thread that runs for one that ended.
+    """
 
     def __init__(self, row: Row, job: Job, bundles: Sequence[Bundle], console: Console) -> None:
         super().__init__(daemon=True)
         self._row, self._job, self._bundles, self._console = row, job, bundles, console
         self._last = "it said nothing"
         self._given_up = False
+        self.done = threading.Event()
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", CHILD],
             stdin=subprocess.PIPE,
@@ -232,6 +254,12 @@ class _Worker(threading.Thread):
         self.start()
 
     def run(self) -> None:
+        try:
+            self._listen()
+        finally:
+            self.done.set()
+
+    def _listen(self) -> None:
         row = self._row
         error: EdgeError | None = None
         facts = None
@@ -242,22 +270,25 @@ class _Worker(threading.Thread):
             for line in self._process.stdout or ():
                 said = json.loads(line)
                 if "step" in said:
-                    row.step = said["step"]
+                    row.step = plain(said["step"])
                 else:
                     facts = None if said["facts"] is None else build(Facts, said["facts"])
                     error = EdgeError(said["what"], where=said["where"], fix=said["fix"])
             status = self._process.wait()
             self._others.join()
             if error is None and status == 0:
-                row.run, row.step = read(self._job.file), "done"
+                row.run, row.step = _sound(read(self._job.file)), "done"
+            elif error is None and self._given_up:
+                error = InferenceError("interrupted", where=row.target.name, fix="measure again")
             elif error is None:
                 what = f"what measured it ended with status {status}: {self._last}"
                 error = InferenceError(what, where=row.target.name, fix="measure again")
-        except (OSError, ValueError, EdgeError) as other:
+        except (OSError, ValueError, KeyError, TypeError, ArithmeticError, EdgeError) as other:
             error = InferenceError(f"no run came back: {other}", where=row.target.name, fix="measure again")
         if error is not None:
             job = self._job
-            row.run = failed_run(job.target, error, self._bundles, job.runtimes, job.settings, command=job.command, facts=facts)
+            run = failed_run(job.target, error, self._bundles, job.runtimes, job.settings, command=job.command, facts=facts)
+            row.run = dataclasses.replace(run, complete=not self._given_up)
         row.seconds = time.monotonic() - row.started
         row.failed = None if row.run is None else failed(row.run)
         if not self._console.is_terminal and not self._given_up:
@@ -276,7 +307,7 @@ class _Worker(threading.Thread):
             self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
-        self.join()
+        self.done.wait()
         self._others.join(GRACE)
         for pipe in (self._process.stdout, self._process.stderr):
             if pipe is not None:
@@ -289,6 +320,13 @@ class _Worker(threading.Thread):
         for line in lines:
             self._last = line.strip() or self._last
             self._console.print(Text.from_ansi(line.rstrip("\n")), soft_wrap=True)
+
+
+def _sound(run: Run) -> Run:
+    """A run whose figures can be drawn. Raises ValueError, ArithmeticError: its numbers are none that a machine can have."""
+    if not all(math.isfinite(value) for figure in figures(run) for value in figure.values):
+        raise ValueError("its figures are not finite")
+    return run
 
 
 def main() -> None:

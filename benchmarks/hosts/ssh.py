@@ -29,7 +29,8 @@ import asyncssh
 from edgellm.benchmarks import facts as device
 from edgellm.benchmarks.facts import Facts, Looked, Python
 from edgellm.benchmarks.hosts import Target, wheels
-from edgellm.benchmarks.hosts.agent import Agent, in_time, lost
+from edgellm.benchmarks.hosts.agent import Agent, lost, shell
+from edgellm.benchmarks.hosts.answers import Placed
 from edgellm.benchmarks.hosts.failure import HostError
 from edgellm.benchmarks.hosts.there import Job
 from edgellm.benchmarks.hosts.wheels import Platform
@@ -45,6 +46,7 @@ PATIENCE = 300.0
 UNITS = {"s": 1, "m": 60, "h": 3600}
 PYTHONS = ("python3", "python3.13", "python3.12", "python3.11")
 FIND = """for each in {names}; do
+    case $each in "~/"*) each=$HOME/${{each#??}} ;; esac
     "$each" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v "$each" && exit 0
 done
 python3 -V 2>&1
@@ -80,8 +82,10 @@ def address(target: Target) -> Address:
         url = urllib.parse.urlsplit(target.url)
         port = url.port
     except ValueError as error:
-        raise UsageError(f"'{target.url}': {error}", where=target.name, fix="write ssh://user@board:22") from error
-    if not url.hostname or url.password is not None or url.path.strip("/") or url.fragment:
+        raise UsageError(str(error), where=target.name, fix="write ssh://user@board:22") from error
+    name = re.sub(r":\d*$", "", url.netloc.rpartition("@")[2])  # as it is written: ~/.ssh/config tells Pi from pi
+    host = urllib.parse.unquote(name.removeprefix("[").removesuffix("]"))
+    if not host or url.password is not None or url.path.strip("/") or url.fragment:
         fix = "write ssh://user@board:22; keys come from ~/.ssh or the agent"
         raise UsageError("no URL of a host", where=target.name, fix=fix)
     options = target.asked(OPTIONS)
@@ -93,15 +97,20 @@ def address(target: Target) -> Address:
         patience = float(int(match[1]) * UNITS[match[2]])
     files = {name: str(Path(options[name]).expanduser()) for name in ("key", "known_hosts") if name in options}
     return Address(
-        url.hostname,
+        host,
         port,
-        url.username,
+        None if url.username is None else urllib.parse.unquote(url.username),
         files.get("key"),
         files.get("known_hosts"),
         options.get("python"),
         options.get("folder", ""),
         patience,
     )
+
+
+def check(target: Target) -> None:
+    """See `hosts.Checker`."""
+    address(target)
 
 
 def bench(
@@ -141,7 +150,7 @@ async def _look(target: Target, where: Address) -> Looked:
             return Looked(facts)
         async with Agent.started(connection, target.name, python, where.folder, where.patience) as agent:
             told = await agent.look()
-        return Looked(facts, Python(told["executable"], told["version"], told["packages"]))
+        return Looked(facts, Python(told.executable, told.version, told.packages))
 
 
 async def _bench(
@@ -181,6 +190,9 @@ async def _connected(target: Target, where: Address) -> AsyncIterator[asyncssh.S
     if where.key is not None:
         options["client_keys"] = [where.key]
     try:
+        meant = asyncssh.SSHClientConnectionOptions(host=where.host, **options)  # with what ~/.ssh/config says
+        if meant.host_key_alias is None:  # known hosts are in lower case, as ssh writes them
+            options["host_key_alias"] = meant.host.lower()
         connection = await asyncssh.connect(where.host, **options)
     except (OSError, asyncssh.Error, TimeoutError, ValueError) as error:
         raise _failure(error, target, where) from error
@@ -221,13 +233,11 @@ def _failure(error: Exception, target: Target, where: Address) -> HostError:
 
 
 async def _facts(connection: asyncssh.SSHClientConnection, target: Target, where: Address) -> Facts:
-    done = await in_time(
-        connection.run("sh -s", input=device.SCRIPT, errors="replace"), target.name, where.patience, "its facts"
-    )
+    _, output, errors = await shell(connection, device.SCRIPT, target.name, where.patience, "its facts")
     try:
-        return device.parse(str(done.stdout))
+        return device.parse(output)
     except ValueError as error:
-        told = (str(done.stderr).strip() or str(done.stdout).strip() or "nothing").splitlines()[-1]
+        told = (errors.strip() or output.strip() or "nothing").splitlines()[-1]
         raise HostError(f"its shell said: {told}", where=target.name, fix="give a user who may run programs") from error
 
 
@@ -239,7 +249,7 @@ async def _packages(
     Where none is asked for, it is each of the bundles' that has wheels for it, with LiteRT before its predecessor.
     """
     told = await agent.look()
-    platform = Platform(told["version"], told["implementation"], told["architecture"], told["libc"])
+    platform = Platform(told.version, told.implementation, told.architecture, told.libc)
     names = [graph_name(name) for name in runtimes] or [
         name for name in wheels.PACKAGES if any(name in bundle.graphs for bundle in bundles)
     ]
@@ -250,9 +260,9 @@ async def _packages(
             continue
         more = [*wanted, *wheels.requirements(name)]
         try:
-            if wheels.lacking(more, told["packages"]):
+            if wheels.lacking(more, told.packages):
                 progress(f"wheels of {name} for Python {platform.version} on {platform.architecture}")
-                files = await _wheels(more, told["packages"], platform)
+                files = await _wheels(more, told.packages, platform)
         except RuntimeUnavailable as error:
             refusals.append(error)
             continue
@@ -288,18 +298,19 @@ async def _sent(
     for bundle, label in zip(bundles, labels([bundle.path for bundle in bundles]), strict=True):
         digest = manifests[bundle.path]
         files = {MANIFEST: digest, **{name: entry.sha256 for name, entry in bundle.files.items()}}
-        told = await agent.ask(do="bundle", name=f"{digest[:16]}/{label}", files=files)
-        folders.append(str(told["bundle"]))
+        folders.append((await agent.ask(Placed, do="bundle", name=f"{digest[:16]}/{label}", files=files)).bundle)
     return folders
 
 
 async def _python(connection: asyncssh.SSHClientConnection, target: Target, where: Address) -> str:
     names = PYTHONS if where.python is None else (where.python,)
     script = FIND.format(names=" ".join(map(shlex.quote, names)))
-    done = await in_time(connection.run("sh -s", input=script, errors="replace"), target.name, where.patience, "its Python")
-    lines = str(done.stdout).strip().splitlines()
-    if done.returncode == 0 and lines:
+    status, output, _ = await shell(connection, script, target.name, where.patience, "its Python")
+    lines = output.strip().splitlines()
+    if status == 0 and lines:
         return lines[-1]
     there = f"{lines[-1]} is there" if lines and lines[-1].startswith("Python ") else "there is none"
+    if where.python is not None:
+        there = f"and '{where.python}' is none there"
     fix = "install one, or name it by python = in hosts.toml"
     raise NoPython(f"edgellm needs Python 3.11 or later, {there}", where=target.name, fix=fix)

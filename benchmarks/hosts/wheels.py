@@ -7,6 +7,7 @@ resolved once stays in the user's cache: the same board gets the same versions u
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import importlib
 import importlib.metadata
@@ -16,7 +17,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion
 
 from edgellm.bundle import cache_dir
-from edgellm.errors import RuntimeUnavailable
+from edgellm.errors import ResourceError, RuntimeUnavailable
 
 PARTS = ("edgellm", "edgellm.benchmarks", "edgellm.runtimes")  # what measures; converters stay on the workstation
 SUFFIXES = (".py", ".sh", ".txt")
@@ -62,13 +63,17 @@ class Platform:
         kind, _, number = (self.libc or "").partition(" ")
         if kind == "musl":
             return tuple(f"musllinux_1_{minor}_{self.architecture}" for minor in (2, 1))
-        minor = int(number.split(".")[1]) if re.fullmatch(r"2\.\d+", number) else OLDEST_GLIBC
+        minor = int(number.split(".")[1]) if re.fullmatch(r"2\.\d{1,2}", number) else OLDEST_GLIBC
         named = [f"manylinux_2_{each}_{self.architecture}" for each in range(minor, OLDEST_GLIBC - 1, -1)]
         return (*named, f"manylinux2014_{self.architecture}", f"linux_{self.architecture}")
 
 
 def package() -> Path:
-    """edgellm as one file to import from, as it is imported here; the same code gives the same file."""
+    """edgellm as one file to import from, as it is imported here; the same code gives the same file.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
     members: dict[str, Path] = {}
     for name in PARTS:
         folder = Path(next(iter(importlib.import_module(name).__path__)))
@@ -80,13 +85,27 @@ def package() -> Path:
         digest.update(f"{member}\0{hashlib.sha256(members[member].read_bytes()).hexdigest()}\n".encode())
     target = _cache() / "own" / f"edgellm-{digest.hexdigest()[:16]}.zip"
     if not target.is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_name(f".{target.name}.{os.getpid()}")
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
-            for member in sorted(members):
-                archive.writestr(zipfile.ZipInfo(member, EPOCH), members[member].read_bytes(), zipfile.ZIP_DEFLATED)
-        partial.replace(target)
+        with _kept(target.parent):
+            try:
+                with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED) as archive:
+                    for member in sorted(members):
+                        archive.writestr(zipfile.ZipInfo(member, EPOCH), members[member].read_bytes(), zipfile.ZIP_DEFLATED)
+                partial.replace(target)
+            finally:
+                partial.unlink(missing_ok=True)
     return target
+
+
+@contextlib.contextmanager
+def _kept(folder: Path) -> Iterator[None]:
+    """Something is written into a folder of the cache. Raises ResourceError: it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        fix = "free some disk, or name another folder by EDGELLM_CACHE"
+        raise ResourceError(f"cannot write: {error.strerror or error}", where=folder, fix=fix) from error
 
 
 def _is_ours(file: Path, folder: Path) -> bool:
@@ -140,6 +159,7 @@ async def resolve(wanted: Sequence[str], platform: Platform, *, alone: bool = Fa
 
     Raises:
         RuntimeUnavailable: there are none for it, or pip is missing here, or cannot reach its index.
+        ResourceError: they cannot be kept here.
     """
     if platform.implementation != "cpython":
         raise RuntimeUnavailable(f"no wheels for {platform.implementation}", fix="give a CPython by python = in hosts.toml")
@@ -148,14 +168,14 @@ async def resolve(wanted: Sequence[str], platform: Platform, *, alone: bool = Fa
     choice = ["--no-deps", *choice] if alone else choice
     folder = _cache() / "wheels" / hashlib.sha256("\0".join(choice).encode()).hexdigest()[:16]
     if not folder.is_dir():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial"))
-        try:
-            await _download([*choice, "--dest", str(partial)], wanted, platform)
-            if not folder.is_dir():  # another board of the same kind may have been faster
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        with _kept(folder.parent):
+            partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial"))
+            try:
+                await _download([*choice, "--dest", str(partial)], wanted, platform)
+                if not folder.is_dir():  # another board of the same kind may have been faster
+                    partial.rename(folder)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
     return sorted(folder.glob("*.whl"))
 
 

@@ -54,14 +54,17 @@ def on_hosts(
     command = shlex.join(["edgellm", *sys.argv[1:]])
     runs = [_here(bundles, runtimes, settings, command, here)] if HERE in names else []
     console = Console(stderr=True)
-    runs += fleet.measure(targets, bundles, runtimes, settings, command=command, console=console) if targets else []
+    if targets and all(run.complete for run in runs):  # who ends the first does not want the others
+        runs += fleet.measure(targets, bundles, runtimes, settings, command=command, console=console)
     if json_file == STDOUT:
         click.echo(result.to_json(runs[0]), nl=False)
     else:
-        for run in runs:
-            _show(run)
-        if json_file is not None:
-            _write(runs, json_file, several=several)
+        try:
+            if json_file is not None:
+                _write(runs, json_file, several=several)
+        finally:  # a disk that is full by now takes nothing of it away
+            for run in runs:
+                _show(run)
     if report is not None:
         reports.write(runs, report)
     reasons = [reason for run in runs if (reason := fleet.failed(run)) is not None]

@@ -107,13 +107,15 @@ def _old_runtime(packages: Mapping[str, str]) -> list[Finding]:
     return [Finding("tflite-runtime", f"{packages['tflite-runtime']}, runs tflite-compat bundles", cure)]
 
 
-def _telemetry(packages: Mapping[str, str], *, off: bool) -> list[Finding]:
-    """edgellm turns it off where it comes first, which a program of the user's own may not let it."""
+def _telemetry(packages: Mapping[str, str], *, off: bool | None) -> list[Finding]:
+    """edgellm turns it off where it comes first, which a program of the user's own may not let it; `off` is for all programs,
+    and None where nobody knows what their environment is."""
     if "onnxruntime" not in packages:
         return []
     if off:
         return [Finding("telemetry", f"off for all programs ({TELEMETRY}=1)")]
-    advice = f"onnxruntime sends telemetry where a program imports it before edgellm: set {TELEMETRY}=1 for all programs"
+    there = "" if off is not None else " there, if that is not done"
+    advice = f"onnxruntime sends telemetry where a program imports it before edgellm: set {TELEMETRY}=1 for all programs{there}"
     return [Finding("telemetry", "off in edgellm, and on where onnxruntime is imported before it", advice)]
 
 
@@ -140,5 +142,6 @@ def _elsewhere(looked: Looked) -> list[Finding]:
         return [*findings, Finding("python", "none that edgellm can use", "install Python 3.11 or later there")]
     findings.append(Finding("python", f"{python.version}, {python.path}"))
     findings += [Finding(name, f"{version}, installed there") for name, version in python.packages.items()]
+    findings += _telemetry(python.packages, off=None)
     old = [finding for finding in _old_runtime(python.packages) if finding.advice]
     return [*findings, *(Finding("numpy", "too new for tflite-runtime", each.advice) for each in old)]

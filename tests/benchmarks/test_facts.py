@@ -158,6 +158,41 @@ def test_nonsense_is_no_fact(tmp_path: Path) -> None:
     assert [core.capacity for core in found.cores or ()] == [None]
 
 
+@pytest.mark.parametrize(
+    ("lines", "throttled"),
+    [
+        ((), None),
+        (("cooling\tfan\t3\t2",), None),
+        (("cooling\tProcessor\t3\tmuch",), None),
+        (("pi_throttled\tVCHI initialization failed",), None),
+        (("cooling\tProcessor\t3\t0",), ()),
+        (("pi_throttled\tthrottled=0x0",), ()),
+        (("pi_throttled\t0",), ()),
+        (("pi_throttled\tthrottled=0x4",), ("the board's firmware says that it throttles",)),
+        (("cooling\tcpufreq-cpu0\t\t2", "cooling\tfan\t3\t2"), ("cpufreq-cpu0 is at 2 of 2",)),
+    ],
+)
+def test_who_says_nothing_of_throttling_does_not_say_that_there_is_none(
+    lines: tuple[str, ...], throttled: tuple[str, ...] | None
+) -> None:
+    found = facts.parse("\n".join(["facts\t1", *lines, "end"])).throttled
+    assert found == throttled
+
+
+def test_a_list_of_processors_is_as_long_as_there_are_any() -> None:
+    def cores(online: str) -> list[int]:
+        return [core.number for core in facts.parse(f"facts\t1\nonline\t{online}\nend\n").cores or ()]
+
+    assert cores("0-1,4,6-7") == [0, 1, 4, 6, 7]
+    assert cores("0-8191" + ",0-8191" * 10_000) == [*range(8192)]
+    assert cores("3-1,5-99999999,2,1,x") == [2]
+    digits = "9" * 5000
+    found = facts.parse(
+        f"facts\t1\ncore\t{digits}\tcapacity\t{digits}\ncpuinfo\tprocessor\t0\ncpuinfo\tcpu MHz\t{digits}\nend\n"
+    )
+    assert found.cores == (facts.Core(0),)
+
+
 def test_threads_are_those_of_the_big_cores(tmp_path: Path) -> None:
     root = lay(tmp_path, {**PHONE, "sys/fs/cgroup/user.slice/cpu.max": "max 100000"})
     assert ask(root).threads == threads.threads_for(range(8), root) == 2

@@ -242,6 +242,16 @@ def test_one_bundle_twice_and_two_of_one_name(bundle: Bundle, tmp_path: Path) ->
     assert labels([tmp_path / "x"]) == ["x"]
 
 
+def test_a_bundle_that_is_given_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By whatever names."""
+    (tmp_path / "x").mkdir()
+    (tmp_path / "link").symlink_to("x")
+    monkeypatch.chdir(tmp_path)
+    for other in (Path("x"), tmp_path / "link", tmp_path / "x" / ".." / "x"):
+        with pytest.raises(UsageError, match="the same bundle twice; give it once"):
+            labels([tmp_path / "x", tmp_path / "y", other])
+
+
 def test_a_lane_that_fails_is_said_and_the_others_go_on(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -109,6 +109,12 @@ def test_telemetry(monkeypatch: pytest.MonkeyPatch, value: str, told: str) -> No
     assert told in edgellm("doctor").stdout
 
 
+def test_telemetry_of_a_board_whose_environment_nobody_knows() -> None:
+    findings = doctor._elsewhere(Looked(Facts(), Python("/usr/bin/python3", "3.11.2", {"onnxruntime": "1.32.1"})))
+    assert [each.name for each in findings if each.advice] == ["telemetry"]
+    assert "set ORT_DISABLE_TELEMETRY=1 for all programs there, if that is not done" in str(findings[-1].advice)
+
+
 @pytest.fixture
 def board(tmp_path: Path) -> Iterator[Board]:
     with Board.started(tmp_path / "board") as board:
@@ -134,12 +140,12 @@ def test_what_a_user_has_set_up_for_ssh_is_heeded(board: Board, tmp_path: Path) 
     """Keys, known hosts and names are those that `ssh kitchen` takes; without them nobody gets in."""
     settings = tmp_path / "user/.ssh"
     settings.mkdir(parents=True)
-    lines = ["Host kitchen", "HostName 127.0.0.1", f"Port {board.port}", f"User {getpass.getuser()}"]
+    lines = ["Host Kitchen", "HostName 127.0.0.1", f"Port {board.port}", f"User {getpass.getuser()}"]
     (settings / "config").write_text("\n".join(lines) + "\n", encoding="utf-8")
     environment = {"HOME": str(tmp_path / "user"), "SSH_AUTH_SOCK": ""}
 
     def ask() -> tuple[int, str]:
-        with start("doctor", "--host", "ssh://kitchen", environment=environment) as process:
+        with start("doctor", "--host", "ssh://Kitchen", environment=environment) as process:
             output, errors = process.communicate(timeout=60)
         return process.returncode, (output + errors).decode()
 

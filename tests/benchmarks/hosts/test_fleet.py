@@ -8,8 +8,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from edgellm.benchmarks.result import Run, Settings
 from edgellm.bundle import Bundle
 from edgellm.errors import UsageError
 from tests import sshd
-from tests.runs import a_run
+from tests.runs import a_lane, a_run
 from tests.sshd import Board
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="boards are POSIX systems")
@@ -161,6 +163,62 @@ def test_when_it_ends_everything_ends(
     assert not [pid for pid in children if Path(f"/proc/{pid}").exists()]
 
 
+FAKE = """
+import json, sys
+from dataclasses import replace
+from edgellm.benchmarks import result
+from tests.runs import a_lane, a_run
+job = json.loads(sys.stdin.readline())
+name = job["target"]["name"]
+if name == "quick":
+    result.write(a_run(), job["file"])
+elif name == "liar":
+    run = a_run()
+    print(json.dumps({"step": "\\x1b[2J"}), flush=True)
+    samples = tuple(replace(sample, seconds=5e-324) for sample in run.samples)
+    result.write(replace(run, samples=samples), job["file"])
+else:
+    print(json.dumps({"step": "working"}), flush=True)
+    sys.stdin.read()
+    sys.exit(130)
+"""
+
+
+def test_ctrl_c_keeps_what_is_finished(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Told(io.StringIO):
+        def write(self, text: str) -> int:
+            if "quick: done" in text:
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+            return super().write(text)
+
+    monkeypatch.setattr(fleet, "CHILD", FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        targets = [Target("slow", "ssh://slow"), Target("quick", "ssh://quick")]
+        console = Console(file=Told(), width=200)
+        slow, quick = fleet.measure(targets, [bundle], ["onnx"], SMALL, command="edgellm bench", console=console)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert quick == a_run()
+    assert (slow.host, slow.complete, fleet.failed(slow)) == ("slow", False, "slow: interrupted; measure again")
+
+
+def test_figures_that_cannot_be_and_what_a_terminal_would_obey(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "CHILD", FAKE)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    steps = []
+    row = fleet.Row
+    monkeypatch.setattr(fleet, "Row", lambda target: steps.append(row(target)) or steps[-1])
+    (quick, liar), told = measure([Target("quick", "ssh://quick"), Target("liar", "ssh://liar")], bundle)
+    assert quick == a_run()
+    assert fleet.failed(liar) == "liar: no run came back: its figures are not finite; measure again"
+    assert "quick: done" in told
+    assert steps[1].step == "\\x1b[2J"
+    evil = replace(a_run([a_lane(failed="\x1b]0;pwned\x07")]), host="liar")
+    assert fleet.failed(evil) == "liar: \\x1b]0;pwned\\x07"
+
+
 # Names
 
 
@@ -178,6 +236,42 @@ def test_names_and_urls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         fleet.resolve(["attic"])
     with pytest.raises(UsageError, match="is no host"):
         fleet.resolve(["gopher://kitchen"])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "ssh://pi:secret@kitchen",
+        "ssh://:secret@kitchen?key=a",
+        "ssh://pi:secret/@kitchen",
+        "ssh://pi:secret?@kitchen:22",
+        "ssh://pi:secret#@[kitchen",
+        "gopher://pi:secret@x",
+    ],
+)
+def test_a_password_is_refused_and_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "hosts.toml").write_text(f"[hosts.kitchen]\nurl = '{url}'\n", encoding="utf-8")
+    for name in (url, "kitchen", "all"):
+        with pytest.raises(UsageError, match="a password in a URL; write ssh://user@board; keys come from") as caught:
+            fleet.resolve([name])
+        assert "secret" not in f"{caught.value} {caught.value.where}"
+
+
+@pytest.mark.parametrize(
+    "url", ["ssh://pi@kitchen:22", "ssh://kitchen:22?key=/a@b", "ssh://[fe80::1%25eth0]:22", "ssh://pi@[::1]"]
+)
+def test_what_is_no_password(url: str) -> None:
+    assert fleet.resolve([url]) == [Target(url, url)]
+
+
+def test_options_are_looked_at_before_anything_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UsageError, match="unknown option 'pace'; it may be key, "):
+        fleet.resolve(["ssh://kitchen?pace=1"])
+    monkeypatch.chdir(tmp_path)
+    hosts_toml(tmp_path, Target("kitchen", "ssh://kitchen", (("patience", "long"),)))
+    with pytest.raises(UsageError, match="kitchen: patience is 'long'"):
+        fleet.resolve(["all"])
 
 
 @pytest.mark.parametrize(

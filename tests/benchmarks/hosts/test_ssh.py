@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.benchmarks.hosts import Target, agent, ssh
-from edgellm.benchmarks.hosts.board import size_of
+from edgellm.benchmarks.hosts.board import SILENCE, size_of
 from edgellm.benchmarks.hosts.failure import HostError
 from edgellm.benchmarks.result import Run, Settings
 from edgellm.bundle import Bundle, sha256_file
@@ -206,6 +207,59 @@ def test_a_connection_that_is_lost(board: Board, bundle: Bundle) -> None:
     assert sshd.gone(board)
 
 
+def impatient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Both sides find out soon that a link is lost."""
+    source, usual = agent.SOURCE.read_text(encoding="utf-8"), f"\nSILENCE = {SILENCE}"
+    assert usual in source
+    (tmp_path / "board.py").write_text(source.replace(usual, f"\nSILENCE = {seconds}"), encoding="utf-8")
+    monkeypatch.setattr(agent, "SOURCE", tmp_path / "board.py")
+    monkeypatch.setattr(ssh, "ALIVE", 0.5)
+
+
+def test_a_link_that_is_lost_without_a_word_does_not_lock_the_board(
+    board: Board, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an upload: the board's side of the connection is told nothing, and stays."""
+    impatient(tmp_path, monkeypatch, 1.0)
+    cable = Line(board)
+
+    def cut() -> None:
+        cable.cut = True
+
+    with pytest.raises(HostError, match="board: the connection was lost"):
+        bench(board.target(port=cable.port), bundle, SMALL, at_step("sending", cut))
+    assert board.sessions(), "the link is not closed"
+    sshd.until(lambda: not board.processes("sys.stdin.buffer.read(int"))
+    send(board.target(), bundle)
+
+
+@pytest.mark.slow
+def test_nobody_measures_for_a_link_that_is_lost(
+    board: Board, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(tmp_path, monkeypatch, 1.0)
+    monkeypatch.setattr(agent, "BEAT", 0.2)
+    cable = Line(board)
+
+    def cut() -> None:
+        cable.cut = True
+
+    with pytest.raises(HostError, match="board: the connection was lost"):
+        bench(board.target(port=cable.port), bundle, ENDLESS, at_step("warm-up", cut))
+    assert board.sessions(), "the link is not closed"
+    assert sshd.gone(board, "edgellm.benchmarks")
+
+
+@pytest.mark.slow
+def test_who_waits_for_long_is_heard(board: Board, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A measurement takes longer than the silence that a board bears."""
+    impatient(tmp_path, monkeypatch, 2.0)
+    monkeypatch.setattr(agent, "BEAT", 0.2)
+    run = bench(board.target(), bundle)
+    assert run.complete
+    assert run.moments[-1].at - run.moments[0].at > 2.0
+
+
 @pytest.mark.slow
 def test_a_board_that_hangs(board: Board, bundle: Bundle) -> None:
     def stop() -> None:
@@ -271,6 +325,36 @@ def test_two_at_once(board: Board, bundle: Bundle) -> None:
         bench(board.target(), bundle, SMALL, at_step("starting", second))
 
 
+def test_two_folders_of_one_machine(board: Board, bundle: Bundle) -> None:
+    """Whoever measures there, with whatever folder: figures of both would be worth nothing."""
+    lock = board.folder / "edgellm-bench.lock"
+    lock.touch(0o444)
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(HostError, match="board: somebody else measures there"):
+            bench(board.target(folder=str(board.home / "own")), bundle)
+    assert not (board.home / "own").exists()
+    send(board.target(folder=str(board.home / "own")), bundle)
+
+
+def test_a_folder_is_one_of_the_home_and_what_a_killed_agent_left_goes(board: Board, bundle: Bundle) -> None:
+    (board.home / "own/jobs/17").mkdir(parents=True)
+    send(board.target(folder="own"), bundle)
+    assert not (board.home / "own/jobs").exists()
+
+
+@pytest.mark.slow
+def test_a_run_in_a_folder_that_is_named_from_the_home(board: Board, bundle: Bundle) -> None:
+    assert bench(board.target(folder="own"), bundle).complete
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is forbidden to root")
+def test_a_folder_of_somebody_else(board: Board, bundle: Bundle) -> None:
+    (board.home / "own").mkdir(0o555)
+    with pytest.raises(HostError, match=rf"board: its system refused its start: {board.home}/own/blobs: Permission denied"):
+        bench(board.target(folder="own"), bundle)
+
+
 def test_an_error_of_the_board_is_one_of_ours(board: Board, bundle: Bundle) -> None:
     with pytest.raises(EdgeError, match=r"^board: --prompt: 0 is too small; use 1 or more"):
         bench(board.target(), bundle, Settings(threads=(1,), prompts=(0,), depths=(0,), decode=4, trials=1))
@@ -310,7 +394,8 @@ def test_a_key_that_is_not_there(board: Board, bundle: Bundle, tmp_path: Path) -
 
 
 def test_no_python(board: Board, bundle: Bundle) -> None:
-    with pytest.raises(HostError, match=r"board: edgellm needs Python 3\.11 or later, .*; install one, or name it by python ="):
+    words = r"board: edgellm needs Python 3\.11 or later, and 'python3\.99' is none there; install one, or name it by python ="
+    with pytest.raises(HostError, match=words):
         bench(board.target(python="python3.99"), bundle)
     looked = ssh.look(board.target(python="python3.99"))
     assert looked.python is None
@@ -344,6 +429,39 @@ def test_a_greeting_does_no_harm(board: Board, bundle: Bundle) -> None:
 def test_what_makes_no_sense(bundle: Bundle, url: str, options: dict[str, str], words: str) -> None:
     with pytest.raises(UsageError, match=words):
         bench(Target("kitchen", url, tuple(options.items())), bundle)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port", "user"),
+    [
+        ("ssh://pi@RPi5", "RPi5", None, "pi"),
+        ("ssh://RPi5:2222", "RPi5", 2222, None),
+        ("ssh://a%40b@[fe80::1%25eth0]:22", "fe80::1%eth0", 22, "a@b"),
+        ("ssh://[::1]", "::1", None, None),
+        ("ssh://pi@kitchen:", "kitchen", None, "pi"),
+    ],
+)
+def test_a_host_is_called_as_it_is_written(url: str, host: str, port: int | None, user: str | None) -> None:
+    found = ssh.address(Target("kitchen", url))
+    assert (found.host, found.port, found.user) == (host, port, user)
+
+
+def test_known_hosts_are_in_lower_case(board: Board, tmp_path: Path) -> None:
+    key = (board.folder / "known").read_text(encoding="utf-8").partition(" ")[2]
+    (tmp_path / "known").write_text(f"[localhost]:{board.port} {key}", encoding="utf-8")
+    target = board.target(known_hosts=str(tmp_path / "known"))
+    url = target.url.replace("127.0.0.1", "LocalHost")
+    assert ssh.look(Target("board", url, target.options)).facts.system == "Linux"
+
+
+def test_a_python_below_the_home(board: Board) -> None:
+    (board.home / "venv/bin").mkdir(parents=True)
+    (board.home / "venv/bin/python").write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n', encoding="utf-8")
+    (board.home / "venv/bin/python").chmod(0o755)
+    looked = ssh.look(board.target(python="~/venv/bin/python"))
+    assert looked.python is not None
+    (board.home / "venv/bin/python").unlink()
+    assert ssh.look(board.target(python="~/venv/bin/python")).python is None
 
 
 def test_look_tells_of_this_python(board: Board) -> None:
