@@ -54,7 +54,7 @@ class Hello:
         platform, version, architecture, bits, model: of client hints, where the browser has them.
         cores: logical processors, as the browser tells.
         memory: GiB, rounded and cut off by the browser; None where it does not tell.
-        isolated: whether wasm may have threads.
+        isolated: whether wasm may have threads, `relaxed` whether it has relaxed SIMD.
         touch: points of its screen that can be touched: an iPad says that it is a Mac.
         gpu: None without WebGPU.
     """
@@ -69,6 +69,7 @@ class Hello:
     cores: int = 1
     memory: float | None = None
     isolated: bool = False
+    relaxed: bool = False
     touch: int = 0
     gpu: Gpu | None = None
 

@@ -49,7 +49,7 @@ class Said:
         kind: of what; the fields below belong to one of them each, but for `seconds`.
         text: of "progress", and the reason of "failed".
         seconds: of "loaded" and "sample".
-        imported: seconds that the library took before the load.
+        imported: seconds that the library took before the load; `kept` is whether the files came from the browser's own store.
         case: index into the job's cases, of "sample", with `steps` and `tokens` as of `Sample`.
         rows: of "rows".
     """
@@ -59,6 +59,7 @@ class Said:
     text: str = ""
     seconds: float = 0.0
     imported: float = 0.0
+    kept: bool = True
     case: int = 0
     steps: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()

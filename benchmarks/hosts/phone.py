@@ -32,7 +32,7 @@ from edgellm._version import __version__
 from edgellm.benchmarks import doubts
 from edgellm.benchmarks.browser import certificate, lanes, libraries
 from edgellm.benchmarks.browser.device import Hello, clean
-from edgellm.benchmarks.browser.lanes import Entry
+from edgellm.benchmarks.browser.lanes import Entry, File
 from edgellm.benchmarks.browser.server import Asset, Server
 from edgellm.benchmarks.browser.session import GoneError, Said, Session
 from edgellm.benchmarks.cases import DIGITS, confirms
@@ -67,7 +67,7 @@ class Phone:
     """A run in the making.
 
     Attributes:
-        entries: by id of lane.
+        entries, wasm: by id of lane: its graph, and the library's file that runs it.
         failed: lanes that go no further, and why.
         gone: why the page is not there any more.
         finished: the last round that was measured whole.
@@ -77,6 +77,7 @@ class Phone:
     settings: Settings
     lanes: list[Lane]
     entries: dict[str, Entry]
+    wasm: dict[str, File]
     progress: Callable[[str], None]
     origin: float = field(default_factory=time.monotonic)
     samples: list[Sample] = field(default_factory=list)
@@ -116,7 +117,7 @@ class Phone:
         if task == "round":
             cases = random.Random(f"{self.settings.seed} {lane.id} {number}").sample(entry.cases, len(entry.cases))
         self.jobs += 1
-        job = lanes.job(entry, lane, self.jobs, cases)
+        job = lanes.job(entry, lane, self.jobs, self.wasm[lane.id], cases)
         prefix = f"round {number} of {self.settings.trials}, " if number else "warm-up, " if task == "round" else ""
         self.progress(f"{prefix}{lane.id}: {'load' if cases else 'its tokens'}")
         try:
@@ -135,6 +136,8 @@ class Phone:
         if said.kind == "rows":
             self.compare(lane, said)
         elif said.kind == "loaded" and cases:
+            if not said.kept:
+                self.notes.append(f"{lane.id}: load leaves out to read its files: this browser could not keep them")
             self.keep(lane, said, number, Case("load"), {"import": round(said.imported, DIGITS)})
         elif said.kind == "sample" and said.case < len(cases):
             self.keep(lane, said, number, cases[said.case], {})
@@ -211,7 +214,8 @@ def bench(
     if all(reasons):
         raise ResourceError(reasons[0] or "", where=entries[0].bundle.path, fix="use a smaller model, or fewer bits")
     progress("the browser's libraries")
-    assets = _assets(entries)
+    library = {name: Asset.of(path) for name, path in libraries.installed().items()}
+    assets = _assets(entries, library)
     tls, print_ = (None, "") if place.loopback else certificate.made(place.address)
     session = Session(silence=place.silence)
     with Server(place.address, place.port, assets, session.answer, tls=tls) as server:
@@ -222,7 +226,7 @@ def bench(
         hello = session.greeted(place.wait)
         if hello is None:
             raise InferenceError(f"nobody opened the page in {place.wait:.0f} seconds", fix="open the URL, and begin there")
-        phone = _phone(session, entries, hello, settings, progress)
+        phone = _phone(session, entries, hello, settings, library, progress)
         started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         complete = phone.go()
         session.close()
@@ -236,18 +240,28 @@ def bench(
         lanes=tuple(phone.finish(lane) for lane in phone.lanes),
         samples=tuple(phone.samples),
         complete=complete,
-        notes=tuple(dict.fromkeys([*notes, *_notes(hello, settings), *phone.notes])),
+        notes=tuple(dict.fromkeys([*notes, *_notes(hello, settings, phone.lanes), *phone.notes])),
         host=clean(hello.name) or target.name,
     )
     return doubts.judged(run)
 
 
 def _phone(
-    session: Session, entries: Sequence[Entry], hello: Hello, settings: Settings, progress: Callable[[str], None]
+    session: Session,
+    entries: Sequence[Entry],
+    hello: Hello,
+    settings: Settings,
+    library: Mapping[str, Asset],
+    progress: Callable[[str], None],
 ) -> Phone:
     """The lanes of this browser; those that it cannot hold have failed before anything is sent."""
     found = [(lane, entry) for entry in entries for lane in lanes.in_browser(entry, hello, settings)]
-    phone = Phone(session, settings, [lane for lane, _ in found], {lane.id: entry for lane, entry in found}, progress)
+    wasm = {}
+    for lane, _ in found:
+        name = lanes.wasm(lane, hello)
+        wasm[lane.id] = File(name, library[name].sha256, library[name].size)
+    measured = [lane for lane, _ in found]
+    phone = Phone(session, settings, measured, {lane.id: entry for lane, entry in found}, wasm, progress)
     for lane, entry in found:
         reason = lanes.too_large(entry, hello.system)
         if reason is not None:
@@ -255,10 +269,12 @@ def _phone(
     return phone
 
 
-def _notes(hello: Hello, settings: Settings) -> list[str]:
+def _notes(hello: Hello, settings: Settings, measured: Sequence[Lane]) -> list[str]:
     notes = ["memory, clocks, temperature and energy: a browser does not tell them"]
     if not hello.isolated:
         notes.append("one thread: this browser does not isolate the page")
+    elif not hello.relaxed and any(lane.engine == lanes.LIBRARIES["tflite"][0] for lane in measured):
+        notes.append("one thread of LiteRT.js: this browser's wasm has no relaxed SIMD, which its threads need")
     if hello.gpu is None:
         notes.append("no lane on the GPU: this browser has no WebGPU for the page")
     if settings.sustained:
@@ -294,10 +310,11 @@ def _lan_address() -> str:
         raise ResourceError("this machine has no network", where="phone://", fix=fix) from error
 
 
-def _assets(entries: Sequence[Entry]) -> dict[str, Asset]:
-    """All that is served: the page, the libraries, and the graphs' files by their hashes."""
+def _assets(entries: Sequence[Entry], library: Mapping[str, Asset]) -> dict[str, Asset]:
+    """All that is served: the page, the libraries' scripts, and by their hashes their wasm and the graphs' files."""
     assets = {name: Asset.of(libraries.WEB / file) for name, file in PAGE.items()}
-    assets |= {name: Asset.of(path) for name, path in libraries.installed().items()}
+    for name, asset in library.items():
+        assets[f"file/{asset.sha256}" if name.endswith(".wasm") else f"lib/{name}"] = asset
     for entry in entries:
         for name in entry.bundle.files_of(entry.bundle.graphs[entry.runtime]):
             known = entry.bundle.files[name]

@@ -67,7 +67,7 @@ async function measure(hello: Hello): Promise<void> {
       const next = await post<{ done?: boolean; job?: Job | null }>("next", { session, after });
       if (next.done) break;
       if (!next.job) continue;
-      for (const file of next.job.files) wanted.add(file.sha256);
+      for (const file of [...next.job.files, next.job.wasm]) wanted.add(file.sha256);
       await work(next.job, (said) => post("say", { session, said }));
       after = next.job.number;
     }

@@ -43,6 +43,8 @@ export interface Job {
   readonly device: "wasm" | "webgpu";
   readonly threads: number;
   readonly files: readonly FileEntry[];
+  /** The library's own; its scripts lie in lib/. */
+  readonly wasm: FileEntry;
   readonly caches: readonly Cache[];
   readonly vocab: number;
   readonly chunk: number;
@@ -64,7 +66,7 @@ export interface Row {
 
 export type Word =
   | { kind: "progress"; text: string }
-  | { kind: "loaded"; seconds: number; imported: number }
+  | { kind: "loaded"; seconds: number; imported: number; kept: boolean }
   | { kind: "rows"; rows: Row[] }
   | { kind: "sample"; case: number; seconds: number; steps: number[]; tokens: number[] }
   | { kind: "finished" }
@@ -91,6 +93,7 @@ export interface Hello {
   cores: number;
   memory: number | null;
   isolated: boolean;
+  relaxed: boolean;
   touch: number;
   gpu: Gpu | null;
 }
