@@ -24,6 +24,7 @@ import random
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -43,6 +44,7 @@ from edgellm.errors import EdgeError, InferenceError, ResourceError, RuntimeUnav
 
 PORT = 8765
 WAIT = 600.0  # seconds that somebody has to open the page
+WEEK = 7 * 24 * 3600.0
 PAGE = {"": "index.html", "page.js": "page.js", "page.css": "page.css", "worker.js": "worker.js"}
 OPTIONS = ("wait", "silence")
 
@@ -69,6 +71,7 @@ class Phone:
     Attributes:
         entries, wasm: by id of lane: its graph, and the library's file that runs it.
         failed: lanes that go no further, and why.
+        hidden: by lane, samples that do not count since the page was not in front.
         gone: why the page is not there any more.
         finished: the last round that was measured whole.
     """
@@ -84,6 +87,7 @@ class Phone:
     agreements: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    hidden: Counter[str] = field(default_factory=Counter)
     gone: GoneError | None = None
     finished: int = -1
     jobs: int = 0
@@ -135,6 +139,9 @@ class Phone:
         """Keep what a message says."""
         if said.kind == "rows":
             self.compare(lane, said)
+        elif said.hidden and said.kind in ("loaded", "sample"):
+            self.hidden[lane.id] += 1
+            self.progress(f"{lane.id}: does not count, the page was not in front")
         elif said.kind == "loaded" and cases:
             if not said.kept:
                 self.notes.append(f"{lane.id}: load leaves out to read its files: this browser could not keep them")
@@ -181,11 +188,17 @@ class Phone:
     def finish(self, lane: Lane) -> Lane:
         """The lane with what became of it."""
         failed, doubts = self.failed.get(lane.id), lane.doubts
+        if failed is None and self.hidden[lane.id] and not any(each.lane == lane.id and each.round for each in self.samples):
+            failed = "not measured: the page was not in front"
         if failed is None and self.gone is not None and self.finished < 1:
             failed = f"not measured to the end of a round: {self.gone}"
         elif failed is None and self.gone is not None:
             doubts = (*doubts, f"{self.finished} of {self.settings.trials} rounds: {self.gone}")
         return replace(lane, agreement=self.agreements.get(lane.id), failed=failed, doubts=doubts)
+
+    def left_out(self) -> list[str]:
+        """Notes about samples that do not count."""
+        return [f"{lane}: {count} samples are left out: the page was not in front" for lane, count in self.hidden.items()]
 
 
 def bench(
@@ -219,9 +232,11 @@ def bench(
     tls, print_ = (None, "") if place.loopback else certificate.made(place.address)
     session = Session(silence=place.silence)
     with Server(place.address, place.port, assets, session.answer, tls=tls) as server:
-        if place.port not in (0, server.port):
-            notes.append(f"port {place.port} is taken: the browser keeps nothing for the next run")
-        _show(server.url, print_)
+        taken = (
+            "" if place.port in (0, server.port) else f"port {place.port} is taken: the browser keeps nothing for the next run"
+        )
+        notes += filter(None, [taken])
+        _show(server.url, print_, taken)
         progress("waiting for a browser that opens the page")
         hello = session.greeted(place.wait)
         if hello is None:
@@ -240,7 +255,7 @@ def bench(
         lanes=tuple(phone.finish(lane) for lane in phone.lanes),
         samples=tuple(phone.samples),
         complete=complete,
-        notes=tuple(dict.fromkeys([*notes, *_notes(hello, settings, phone.lanes), *phone.notes])),
+        notes=tuple(dict.fromkeys([*notes, *_notes(hello, settings, phone.lanes), *phone.notes, *phone.left_out()])),
         host=clean(hello.name) or target.name,
     )
     return doubts.judged(run)
@@ -289,14 +304,17 @@ def _place(target: Target) -> Place:
     try:
         parts = urlsplit(where)
         port = PORT if parts.port is None else parts.port
-        address = str(ipaddress.ip_address(parts.hostname or _lan_address()))
+        address = ipaddress.ip_address(parts.hostname or _lan_address())
         wait, silence = (float(options.get(key, value)) for key, value in (("wait", WAIT), ("silence", 15.0)))
     except ValueError as error:
         fix = "give an address of this machine and seconds: phone://192.168.1.20:8765"
         raise UsageError(f"cannot be used: {error}", where=where, fix=fix) from error
-    if not (0 < wait < math.inf and 0 < silence < math.inf) or parts.path.strip("/") or parts.username:
-        raise UsageError("cannot be used", where=where, fix="give an address of this machine: phone://192.168.1.20:8765")
-    return Place(address, port, wait, silence)
+    if not (0 < wait <= WEEK and 0 < silence <= WEEK):
+        raise UsageError("no time to wait", where=where, fix=f"give seconds, at most {WEEK:.0f}")
+    if address.is_unspecified or address.is_multicast or parts.path.strip("/") or parts.username:
+        fix = "give one address by which the phone reaches this machine: phone://192.168.1.20:8765"
+        raise UsageError("cannot be used", where=where, fix=fix)
+    return Place(str(address), port, wait, silence)
 
 
 def _lan_address() -> str:
@@ -322,8 +340,8 @@ def _assets(entries: Sequence[Entry], library: Mapping[str, Asset]) -> dict[str,
     return assets
 
 
-def _show(url: str, fingerprint: str) -> None:
-    """The page's address, as a code that a phone's camera reads, on the terminal."""
+def _show(url: str, fingerprint: str, note: str) -> None:
+    """The page's address, as a code that a phone's camera reads, on the terminal, and what its user has to know."""
     try:
         import segno
     except ImportError as error:
@@ -333,4 +351,4 @@ def _show(url: str, fingerprint: str) -> None:
     if fingerprint:
         lines.append("It will say that the connection is not private: the certificate is of this machine, for this run.")
         lines.append(f"Its SHA-256: {fingerprint}")
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    print(*lines, *filter(None, [note]), sep="\n", file=sys.stderr, flush=True)

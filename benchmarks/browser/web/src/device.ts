@@ -18,6 +18,7 @@ export async function describe(): Promise<Hello> {
   const hints = await told.userAgentData?.getHighEntropyValues(names).catch(() => ({}) as Record<string, unknown>);
   const hint = (name: string): string => (typeof hints?.[name] === "string" ? hints[name] : "");
   return {
+    page: Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-"),
     name: "",
     agent: navigator.userAgent,
     platform: told.userAgentData?.platform ?? "",

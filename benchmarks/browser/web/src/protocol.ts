@@ -72,7 +72,8 @@ export type Word =
   | { kind: "finished" }
   | { kind: "failed"; text: string };
 
-export type Said = Word & { job: number };
+/** `hidden` is whether the page was, at any time since the word before. */
+export type Said = Word & { job: number; hidden: boolean };
 
 export interface Gpu {
   vendor: string;
@@ -83,6 +84,8 @@ export interface Gpu {
 }
 
 export interface Hello {
+  /** Of this page and no other: a hello may be heard twice. */
+  page: string;
   name: string;
   agent: string;
   platform: string;
