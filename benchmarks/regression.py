@@ -33,7 +33,7 @@ LEAST = 0.03
 JUDGED = ("time", "speed", "p95", "rss", "energy")
 SLOW_DOWN = 0.3  # what a gate has to see; where most intervals are too wide for that, "no difference" says nothing
 
-Key = tuple[str, str, str, str, int]
+Key = tuple[str, str, str, str, int, str]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Outcome:
 
 
 def compare(old: Run, new: Run, *, least: float = LEAST, alpha: float = ALPHA) -> Outcome:
-    """Compare the lanes that both runs have: same engine, model, variant, runtime and threads.
+    """Compare the lanes that both runs have: same engine, model, variant, runtime, threads and device.
 
     Args:
         least: a difference is one of more than this share, such as .03.
@@ -162,14 +162,16 @@ def _lanes(old: Run, new: Run) -> list[tuple[Lane, Lane]]:
 
 
 def _key(lane: Lane) -> Key:
-    return lane.engine, lane.model, lane.variant, lane.runtime, lane.threads
+    return lane.engine, lane.model, lane.variant, lane.runtime, lane.threads, lane.device
 
 
 def _other_machine(old: Run, new: Run) -> Iterator[str]:
-    for name in ("cpu", "architecture", "features", "cores", "memory"):
+    for name in ("cpu", "architecture", "features", "cores", "memory", "model"):
         before, after = getattr(old.machine, name), getattr(new.machine, name)
         if before != after:
             yield f"another machine: {name} was {_said(before)} and is {_said(after)}"
+    if old.machine.cpu.startswith("unknown") and old.host != new.host:  # nothing but its name tells a browser's device
+        yield f"another machine: it was called '{old.host}' and is called '{new.host}'"
     if old.settings.sustained != new.settings.sustained:
         yield f"sustained for {old.settings.sustained:g} s and for {new.settings.sustained:g} s"
 

@@ -140,11 +140,11 @@ class Lane:
 
     Attributes:
         id: unique in the run, such as "smollm2 onnx 2".
-        engine: "edgellm", or the peer's name.
+        engine: "edgellm", or the peer's name; in a browser the library.
         model: the bundle's name, or that of the model in a comparison.
         source: what it was made of.
         variant: the recipe, or which of the peer's files.
-        runtime: adapter of edgellm; "" of a peer.
+        runtime: adapter of edgellm; "browser" in one; "" of a peer.
         threads: that a step uses.
         digest: sha256 of the bundle's edgellm.json, which has those of all its files, or of the peer's file.
         size: bytes of the graph's files.
@@ -159,7 +159,8 @@ class Lane:
         failed: why it has no result, in a line.
         doubts: what speaks against its figures; empty if nothing does.
         recipe: what it is made of, of files that are made for a comparison.
-        device: what runs it where that is not the processors alone, such as "WebGPU: Adreno 740"; "" where it is.
+        device: what runs it where that is not the processors alone, such as "onnxruntime-web on WebGPU: Adreno 740";
+            "" where it is.
     """
 
     id: str

@@ -73,6 +73,24 @@ def test_the_code_opens_files_that_are_there(page: str, bundles: dict[str, set[s
 
 
 @pytest.mark.parametrize("page", PAGES)
+def test_no_class_has_the_name_of_one_of_the_system(page: str) -> None:
+    """Foundation and Android both have a Bundle, and code on the same page may mean that one."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    classes = re.findall(r"^(?:final )?class (\w+)", text, re.MULTILINE)
+    assert len(classes) == 2
+    assert not {"Bundle", "Process", "Context", "Data"} & {*classes}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_file_that_may_be_missing_is_looked_for_first(page: str) -> None:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```(?:kotlin|swift)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE))
+    for name in (name for name, there in files(page, "onnx").items() if there != "always"):
+        for line in (line for line in code.splitlines() if name in line):
+            assert "exists" in line, line
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_each_page_says_that_it_was_not_run(page: str) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     assert "nothing on this page was" in text

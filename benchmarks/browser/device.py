@@ -20,6 +20,7 @@ DESK = (
 LARGEST = 2 * GIB - 1  # of a file: browsers have no longer buffer
 APPLE = re.compile(r"\b(iPhone|iPad|iPod)\b")
 NAMES = ("Edg", "OPR", "SamsungBrowser", "Firefox", "FxiOS", "CriOS", "HeadlessChrome", "Chrome", "Version")
+MOST_CORES, MOST_MEMORY, MOST_TOLD = 4096, 1 << 16, 1000  # logical processors, GiB, characters: no browser tells more
 UNSAFE = re.compile(r"[^\w .,:;()/+'&#-]+")
 
 
@@ -54,9 +55,10 @@ class Hello:
         platform, version, architecture, bits, model: of client hints, where the browser has them.
         cores: logical processors, as the browser tells.
         memory: GiB, rounded and cut off by the browser; None where it does not tell.
-        isolated: whether wasm may have threads.
+        isolated: whether wasm may have threads, `relaxed` whether it has relaxed SIMD.
         touch: points of its screen that can be touched: an iPad says that it is a Mac.
         gpu: None without WebGPU.
+        page: a random text of the page, by which a hello that arrives twice is known.
     """
 
     name: str
@@ -69,8 +71,18 @@ class Hello:
     cores: int = 1
     memory: float | None = None
     isolated: bool = False
+    relaxed: bool = False
     touch: int = 0
     gpu: Gpu | None = None
+    page: str = ""
+
+    def __post_init__(self) -> None:
+        """Refuse by ValueError what no browser tells."""
+        told = (self.name, self.agent, self.page, self.platform, self.version, self.architecture, self.bits, self.model)
+        if any(len(text) > MOST_TOLD for text in told):
+            raise ValueError(f"a text of more than {MOST_TOLD} characters")
+        if not 1 <= self.cores <= MOST_CORES or (self.memory is not None and not 0 < self.memory <= MOST_MEMORY):
+            raise ValueError("processors or a memory that no device has")
 
     @property
     def system(self) -> Literal["Android", "iOS", "other"]:
@@ -101,7 +113,7 @@ class Hello:
             architecture=clean(f"{self.architecture} {self.bits}".strip()) or "unknown",
             cpu="unknown: a browser does not tell",
             features=None,
-            cores=max(1, self.cores),
+            cores=self.cores,
             memory=None if self.memory is None else int(self.memory * GIB),
             python=f"none: {self.browser}",
             model=clean(self.model) or None,
@@ -125,6 +137,6 @@ def too_large(system: str, weights: int, largest: int, cache: int) -> str | None
     return f"{what}: {where} holds about {room / MIB:,.0f} MiB"
 
 
-def clean(text: str) -> str:
-    """What a browser said, fit for tables: one short line of plain characters."""
-    return " ".join(UNSAFE.sub(" ", text).split())[:80]
+def clean(text: str, most: int = 80) -> str:
+    """What a browser said, fit for tables: one line of plain characters, at most so many."""
+    return " ".join(UNSAFE.sub(" ", text).split())[:most]

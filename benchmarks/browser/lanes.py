@@ -22,6 +22,7 @@ from edgellm.runtimes.memory import kv_bytes_per_token, weight_bytes
 from edgellm.runtimes.threads import default_threads
 
 LIBRARIES = {"onnx": ("onnxruntime-web", libraries.ONNX), "tflite": ("litert.js", libraries.LITERT)}
+RUNTIME, WEBGPU = "browser", "WebGPU"  # as `Lane.runtime` has it, whose engine is the library; as `Lane.device` has it
 STEPS = 32  # of a check, after as many tokens
 # Prompts of a check: a kernel is chosen by how many tokens there are, and one that is wrong shows in no step after it.
 LENGTHS = (4, 16, 31, 32, 48, 64, 129)
@@ -34,6 +35,15 @@ class Check:
 
     prompt: int
     tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class File:
+    """A file that the page keeps by its hash."""
+
+    name: str
+    sha256: str
+    size: int
 
 
 @dataclass(frozen=True)
@@ -98,23 +108,28 @@ def _checks(bundle: Bundle, runtime: str, ids: Sequence[int]) -> tuple[Check, ..
 
 
 def in_browser(entry: Entry, hello: Hello, settings: Settings) -> list[Lane]:
-    """The lanes of a graph in this browser: wasm with each number of threads, and WebGPU where both sides have it."""
+    """The lanes of a graph in this browser: wasm with each number of threads, and WebGPU where both sides have it.
+
+    Their device begins with the library, since tables name a lane by its runtime and its device.
+    """
     library, package = LIBRARIES[entry.runtime]
     name, _, number = hello.browser.rpartition(" ")
     versions = {own.ENGINE: __version__, library: libraries.version(package), (name or "browser"): number}
-    base = replace(entry.lane, runtime=library, versions=versions)
-    counts = dict.fromkeys(min(each or hello.threads, hello.threads) for each in settings.threads)
+    base = replace(entry.lane, engine=library, runtime=RUNTIME, versions=versions)
+    most = hello.threads if entry.runtime == "onnx" or hello.relaxed else 1  # LiteRT.js has no threaded build without it
+    counts = dict.fromkeys(min(each or most, most) for each in settings.threads)
     lanes = [
         replace(
             base,
             id=f"{base.model} {library} wasm {count}",
             threads=count,
-            device=f"wasm, {count} {'thread' if count == 1 else 'threads'}",
+            device=f"{library} on wasm, {count} {'thread' if count == 1 else 'threads'}",
         )
         for count in counts
     ]
     if hello.gpu is not None and entry.runtime == "onnx":
-        lanes.append(replace(base, id=f"{base.model} {library} webgpu", threads=1, device=f"WebGPU: {hello.gpu.name}"))
+        gpu = f"{library} on {WEBGPU}: {hello.gpu.name}"
+        lanes.append(replace(base, id=f"{base.model} {library} webgpu", threads=1, device=gpu))
     return lanes
 
 
@@ -126,8 +141,23 @@ def too_large(entry: Entry, system: str) -> str | None:
     return device.too_large(system, weight_bytes(bundle, graph), largest, kv_bytes_per_token(graph) * longest)
 
 
-def job(entry: Entry, lane: Lane, number: int, cases: Sequence[Case] = ()) -> dict[str, Any]:
-    """What the page is told, as `web/src/protocol.ts` has it: the cases that it is to time, or none where it is to check."""
+def wasm(lane: Lane, hello: Hello) -> str:
+    """The library's file that the lane runs, by its name in `libraries.WANTED`."""
+    if lane.engine == LIBRARIES["onnx"][0]:
+        return f"ort-wasm-simd-threaded{'.asyncify' if _is_webgpu(lane) else ''}.wasm"
+    return f"litert_wasm{'_threaded' if lane.threads > 1 else '' if hello.relaxed else '_compat'}_internal.wasm"
+
+
+def _is_webgpu(lane: Lane) -> bool:
+    return lane.device.startswith(f"{lane.engine} on {WEBGPU}")
+
+
+def job(entry: Entry, lane: Lane, number: int, library: File, cases: Sequence[Case] = ()) -> dict[str, Any]:
+    """What the page is told, as `web/src/protocol.ts` has it: the cases that it is to time, or none where it is to check.
+
+    Args:
+        library: its wasm.
+    """
     bundle, graph = entry.bundle, entry.bundle.graphs[entry.runtime]
     names = sorted(bundle.files_of(graph), key=lambda name: name != graph.file)
     checks = () if cases else entry.checks
@@ -137,10 +167,11 @@ def job(entry: Entry, lane: Lane, number: int, cases: Sequence[Case] = ()) -> di
     return {
         "number": number,
         "lane": lane.id,
-        "library": lane.runtime,
-        "device": "webgpu" if lane.device.startswith("WebGPU") else "wasm",
+        "library": lane.engine,
+        "device": "webgpu" if _is_webgpu(lane) else "wasm",
         "threads": lane.threads,
         "files": [{"name": name, **dataclasses.asdict(bundle.files[name])} for name in names],
+        "wasm": dataclasses.asdict(library),
         "caches": [cache for layout in graph.kv for cache in _caches(layout)],
         "vocab": bundle.spec.vocab_size,
         "chunk": CHUNK,

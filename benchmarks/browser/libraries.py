@@ -49,7 +49,7 @@ def version(package: str) -> str:
 
 
 def installed() -> dict[str, Path]:
-    """Their files by the name under which they are served, "lib/ort.wasm.min.mjs"; brought now where they are not there.
+    """Their files by their names in `WANTED`; brought now where they are not there.
 
     Raises:
         RuntimeUnavailable: there is no npm, or it cannot bring them.
@@ -59,7 +59,7 @@ def installed() -> dict[str, Path]:
     folder = cache_dir() / "browser" / hashlib.sha256(pins).hexdigest()[:16]
     if not folder.is_dir():
         _bring(folder)
-    return {f"lib/{name}": folder / name for name in WANTED}
+    return {name: folder / name for name in WANTED}
 
 
 def _bring(folder: Path) -> None:

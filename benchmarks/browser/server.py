@@ -10,12 +10,15 @@ looked up and never made into a path. Pages may use threads and WebGPU, which ta
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
 import re
 import secrets
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -30,6 +33,8 @@ from edgellm.errors import ResourceError
 MOST_SAID = 1 << 20  # bytes of a message; a sample of 10,000 steps takes a quarter of that
 BLOCK = 1 << 18
 IDLE = 60.0  # seconds after which a silent connection is closed
+MOST_OPEN = 64  # connections; a browser has six
+DEADLINE = 10.0  # seconds that a connection has to show the token: for TLS's handshake and the head of a request together
 RANGE = re.compile(r"bytes=(\d{0,15})-(\d{0,15})")
 HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -88,7 +93,7 @@ class Server:
 
     Args:
         address: of this machine, on which it listens and by which the URL names it.
-        port: 0 is any that is free; one that is taken is replaced by that.
+        port: 0 is any that is free; one that is taken is replaced by that, which `port` then tells.
         assets: by name, which is what follows the token; "" is the page itself.
         answer: gets the name and the JSON of a message, and returns JSON.
         tls: None is plain HTTP, which is for loopback.
@@ -115,19 +120,23 @@ class Server:
 
 def _listen(address: str, port: int) -> _Http:
     kind = _Http6 if ":" in address else _Http
-    for each in dict.fromkeys((port, 0)):
-        with contextlib.suppress(OSError, OverflowError):
-            return kind((address, each), _Handler)
-    raise ResourceError(
-        "cannot listen there",
-        where=address,
-        fix="give the address by which the phone reaches this machine: --host phone://ADDRESS",
-    )
+    try:
+        return kind((address, port), _Handler)
+    except OSError as error:
+        if port and error.errno == errno.EADDRINUSE:
+            return _listen(address, 0)
+        fix = (
+            "give the address by which the phone reaches this machine, and a port that you may use: --host phone://ADDRESS:PORT"
+        )
+        raise ResourceError(f"cannot listen there: {error.strerror or error}", where=f"{address}:{port}", fix=fix) from error
 
 
 class _Http(ThreadingHTTPServer):
+    """Who does not know the token can hold up a few connections, for seconds, and no more."""
+
     daemon_threads = True
     block_on_close = False
+    allow_reuse_address = os.name != "nt"  # there it would let two listen on one port
     token: str
     assets: Mapping[str, Asset]
     answer: Answer
@@ -135,6 +144,8 @@ class _Http(ThreadingHTTPServer):
 
     def __init__(self, address: tuple[str, int], handler: type[BaseHTTPRequestHandler]) -> None:
         self.open: set[Any] = set()
+        self.strangers: dict[Any, float] = {}  # those that have not shown the token yet, and since when, oldest first
+        self._lock = threading.Lock()
         super().__init__(address, handler)
 
     def get_request(self) -> tuple[socket.socket, Any]:
@@ -145,24 +156,54 @@ class _Http(ThreadingHTTPServer):
         return connection, address
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """A thread for a connection, which is known as long as it is open."""
-        self.open.add(request)
+        """A thread for a connection; where there are too many, the oldest stranger's ends."""
+        with self._lock:
+            self.open.add(request)
+            self.strangers[request] = time.monotonic()
+            if len(self.open) > MOST_OPEN:
+                self._turn_out(next(iter(self.strangers)))
         super().process_request(request, client_address)
+
+    def welcome(self, request: Any) -> None:
+        """A connection has shown the token."""
+        with self._lock:
+            self.strangers.pop(request, None)
+
+    def service_actions(self) -> None:
+        """End those that take too long, several times in a second."""
+        late = time.monotonic() - DEADLINE
+        with self._lock:
+            for each in [each for each, since in self.strangers.items() if since < late]:
+                self._turn_out(each)
+
+    def _turn_out(self, stranger: Any) -> None:
+        """End a connection; its thread ends by that."""
+        del self.strangers[stranger]
+        self.open.discard(stranger)
+        _end(stranger)
 
     def shutdown_request(self, request: Any) -> None:
         """The end of a connection."""
-        self.open.discard(request)
+        with self._lock:
+            self.open.discard(request)
+            self.strangers.pop(request, None)
         super().shutdown_request(request)
 
     def server_close(self) -> None:
         """The end of all of them: a browser keeps connections open, and would ask on them whoever comes after this run."""
         super().server_close()
-        for each in [*self.open]:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
+        with self._lock:
+            for each in self.open:
+                _end(each)
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Connections end at any time, and what others send may be anything: neither is an event of ours."""
+
+
+def _end(connection: Any) -> None:
+    """Its thread finds that there is nothing more to read."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
 
 
 class _Http6(_Http):
@@ -181,6 +222,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """A file, or a part of one."""
         name = self._name()
+        self.close_connection = self.close_connection or name is None
         asset = None if name is None else self._http.assets.get(name)
         if asset is None:
             self._say(HTTPStatus.NOT_FOUND)
@@ -211,7 +253,10 @@ class _Handler(BaseHTTPRequestHandler):
         _, _, rest = self.path.partition("/")
         token, _, name = rest.partition("/")
         right = secrets.compare_digest(token.encode("utf-8", "replace"), self._http.token.encode())
-        return name if right and rest.startswith(f"{token}/") else None
+        if not right or not rest.startswith(f"{token}/"):
+            return None
+        self._http.welcome(self.connection)
+        return name
 
     def _send(self, name: str, asset: Asset) -> None:
         tag = f'"{asset.sha256}"'

@@ -15,12 +15,14 @@ from http import HTTPStatus
 from typing import Any, Literal
 
 from edgellm._typed import build
-from edgellm.benchmarks.browser.device import Hello
+from edgellm.benchmarks.browser.device import Hello, clean
 from edgellm.benchmarks.browser.server import RefusedError
 from edgellm.errors import InferenceError
 
 POLL = 10.0  # seconds that a page waits for a job before it asks again
 SILENCE = 15.0  # seconds without a word after which a page is gone; it says that it lives every two
+REASON = 300  # characters of why it stopped
+LONGEST = 86_400.0  # seconds that anything takes
 STUCK = 900.0  # seconds for which a page may live without getting on
 
 
@@ -49,9 +51,10 @@ class Said:
         kind: of what; the fields below belong to one of them each, but for `seconds`.
         text: of "progress", and the reason of "failed".
         seconds: of "loaded" and "sample".
-        imported: seconds that the library took before the load.
+        imported: seconds that the library took before the load; `kept` is whether the files came from the browser's own store.
         case: index into the job's cases, of "sample", with `steps` and `tokens` as of `Sample`.
         rows: of "rows".
+        hidden: whether the page was not in front for a while, since what it said before.
     """
 
     job: int
@@ -59,10 +62,17 @@ class Said:
     text: str = ""
     seconds: float = 0.0
     imported: float = 0.0
+    kept: bool = True
     case: int = 0
     steps: tuple[float, ...] = ()
     tokens: tuple[int, ...] = ()
     rows: tuple[Row, ...] = ()
+    hidden: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse by ValueError what cannot be."""
+        if self.case < 0 or not all(0 <= each <= LONGEST for each in (self.seconds, self.imported, *self.steps)):
+            raise ValueError("a case or a time that cannot be")
 
 
 class GoneError(InferenceError):
@@ -83,7 +93,8 @@ class Session:
     _id: str = ""
     _job: Mapping[str, Any] | None = None
     _done: bool = False
-    _left: bool = False
+    _left: str | None = None
+    _said: int = 0
     _heard: float = 0.0
     _inbox: queue.Queue[Said] = field(default_factory=queue.Queue)
     _changed: threading.Condition = field(default_factory=threading.Condition)
@@ -99,14 +110,25 @@ class Session:
             raise RefusedError(HTTPStatus.CONFLICT, "another page has this run")
         self._heard = time.monotonic()
         if name == "next":
-            return self._next(int(told.get("after", 0)))
+            return self._next(_whole(told, "after"))
         if name == "say":
-            self._inbox.put(build(Said, told.get("said")))
-        self._left = self._left or name == "bye"
+            self._keep(build(Said, told.get("said")), _whole(told, "number"))
+        if name == "bye":
+            why = clean(str(told.get("reason", "")), REASON)
+            self._left = self._left or (f"the page stopped: {why}" if why else "the page was closed or left")
         return {}
+
+    def _keep(self, said: Said, number: int) -> None:
+        """Once: a page whose connection broke says again what may have been heard."""
+        with self._changed:
+            if number > self._said:
+                self._said = number
+                self._inbox.put(said)
 
     def _greet(self, hello: Hello) -> object:
         with self._changed:
+            if self.hello is not None and hello.page and hello.page == self.hello.page:
+                return {"session": self._id}  # it did not hear the answer
             if self._id:
                 raise RefusedError(HTTPStatus.CONFLICT, "another page has this run")
             self._id, self.hello, self._heard = secrets.token_urlsafe(16), hello, time.monotonic()
@@ -148,15 +170,15 @@ class Session:
                 continue
             since = time.monotonic()
             if said.kind == "failed":
-                raise InferenceError(f"the browser failed: {' '.join(said.text.split())[:300]}")
+                raise InferenceError(f"the browser failed: {clean(said.text, REASON)}")
             yield said
             if said.kind == "finished":
                 return
 
     def _look(self, since: float) -> None:
         now = time.monotonic()
-        if self._left:
-            raise GoneError("the page was closed or left", fix="keep it open, and in front, until it says that it is done")
+        if self._left is not None:
+            raise GoneError(self._left, fix="keep it open, and in front, until it says that it is done")
         if now - self._heard > self.silence:
             what = f"the page has said nothing for {self.silence:.0f} seconds"
             why = "its tab was closed, put to sleep, or ended for want of memory"
@@ -169,3 +191,10 @@ class Session:
         with self._changed:
             self._done = True
             self._changed.notify_all()
+
+
+def _whole(told: Mapping[str, object], name: str) -> int:
+    value = told.get(name)
+    if not isinstance(value, int):
+        raise ValueError(f"'{name}' is not a whole number")
+    return value

@@ -39,7 +39,7 @@ from edgellm.bundle import MANIFEST, Bundle, graph_name, sha256_file
 from edgellm.errors import EdgeError, InferenceError, ResourceError, UsageError
 from edgellm.runtimes.memory import weight_bytes
 
-TIMEOUT = 1800.0
+TIMEOUT, WEEK = 1800.0, 7 * 24 * 3600.0
 OPTIONS = ("binary", "timeout", "taskset")
 SCRIPT = "facts.sh"
 QUIET = {"ORT_DISABLE_TELEMETRY": "1"}  # nothing leaves the device
@@ -127,8 +127,9 @@ def read(target: Target) -> Wish:
     if not binary.is_file():
         raise UsageError("no such file", where=binary, fix=f"give the binary of {target.name}")
     timeout, mask = options.get("timeout", f"{TIMEOUT}"), options.get("taskset", "")
-    if not re.fullmatch(r"\d+(\.\d+)?", timeout) or float(timeout) <= 0:
-        raise UsageError(f"'{timeout}' is no number of seconds", where=f"{target.name}: timeout", fix="use 1 or more")
+    if not re.fullmatch(r"\d+(\.\d+)?", timeout) or not 0 < float(timeout) <= WEEK:
+        fix = f"use 1 or more, and at most {WEEK:.0f}"
+        raise UsageError(f"'{timeout}' is no number of seconds", where=f"{target.name}: timeout", fix=fix)
     if not re.fullmatch(r"[0-9a-fA-F]*", mask):
         raise UsageError(f"'{mask}' is no mask", where=f"{target.name}: taskset", fix="use hexadecimal digits, such as f0")
     return Wish(serial, binary, float(timeout), mask)

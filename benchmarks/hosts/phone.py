@@ -24,6 +24,7 @@ import random
 import socket
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
@@ -32,7 +33,7 @@ from edgellm._version import __version__
 from edgellm.benchmarks import doubts
 from edgellm.benchmarks.browser import certificate, lanes, libraries
 from edgellm.benchmarks.browser.device import Hello, clean
-from edgellm.benchmarks.browser.lanes import Entry
+from edgellm.benchmarks.browser.lanes import Entry, File
 from edgellm.benchmarks.browser.server import Asset, Server
 from edgellm.benchmarks.browser.session import GoneError, Said, Session
 from edgellm.benchmarks.cases import DIGITS, confirms
@@ -43,6 +44,7 @@ from edgellm.errors import EdgeError, InferenceError, ResourceError, RuntimeUnav
 
 PORT = 8765
 WAIT = 600.0  # seconds that somebody has to open the page
+WEEK = 7 * 24 * 3600.0
 PAGE = {"": "index.html", "page.js": "page.js", "page.css": "page.css", "worker.js": "worker.js"}
 OPTIONS = ("wait", "silence")
 
@@ -67,8 +69,9 @@ class Phone:
     """A run in the making.
 
     Attributes:
-        entries: by id of lane.
+        entries, wasm: by id of lane: its graph, and the library's file that runs it.
         failed: lanes that go no further, and why.
+        hidden: by lane, samples that do not count since the page was not in front.
         gone: why the page is not there any more.
         finished: the last round that was measured whole.
     """
@@ -77,12 +80,14 @@ class Phone:
     settings: Settings
     lanes: list[Lane]
     entries: dict[str, Entry]
+    wasm: dict[str, File]
     progress: Callable[[str], None]
     origin: float = field(default_factory=time.monotonic)
     samples: list[Sample] = field(default_factory=list)
     agreements: dict[str, float] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    hidden: Counter[str] = field(default_factory=Counter)
     gone: GoneError | None = None
     finished: int = -1
     jobs: int = 0
@@ -116,7 +121,7 @@ class Phone:
         if task == "round":
             cases = random.Random(f"{self.settings.seed} {lane.id} {number}").sample(entry.cases, len(entry.cases))
         self.jobs += 1
-        job = lanes.job(entry, lane, self.jobs, cases)
+        job = lanes.job(entry, lane, self.jobs, self.wasm[lane.id], cases)
         prefix = f"round {number} of {self.settings.trials}, " if number else "warm-up, " if task == "round" else ""
         self.progress(f"{prefix}{lane.id}: {'load' if cases else 'its tokens'}")
         try:
@@ -134,7 +139,12 @@ class Phone:
         """Keep what a message says."""
         if said.kind == "rows":
             self.compare(lane, said)
+        elif said.hidden and said.kind in ("loaded", "sample"):
+            self.hidden[lane.id] += 1
+            self.progress(f"{lane.id}: does not count, the page was not in front")
         elif said.kind == "loaded" and cases:
+            if not said.kept:
+                self.notes.append(f"{lane.id}: load leaves out to read its files: this browser could not keep them")
             self.keep(lane, said, number, Case("load"), {"import": round(said.imported, DIGITS)})
         elif said.kind == "sample" and said.case < len(cases):
             self.keep(lane, said, number, cases[said.case], {})
@@ -178,11 +188,17 @@ class Phone:
     def finish(self, lane: Lane) -> Lane:
         """The lane with what became of it."""
         failed, doubts = self.failed.get(lane.id), lane.doubts
+        if failed is None and self.hidden[lane.id] and not any(each.lane == lane.id and each.round for each in self.samples):
+            failed = "not measured: the page was not in front"
         if failed is None and self.gone is not None and self.finished < 1:
             failed = f"not measured to the end of a round: {self.gone}"
         elif failed is None and self.gone is not None:
             doubts = (*doubts, f"{self.finished} of {self.settings.trials} rounds: {self.gone}")
         return replace(lane, agreement=self.agreements.get(lane.id), failed=failed, doubts=doubts)
+
+    def left_out(self) -> list[str]:
+        """Notes about samples that do not count."""
+        return [f"{lane}: {count} samples are left out: the page was not in front" for lane, count in self.hidden.items()]
 
 
 def bench(
@@ -211,18 +227,21 @@ def bench(
     if all(reasons):
         raise ResourceError(reasons[0] or "", where=entries[0].bundle.path, fix="use a smaller model, or fewer bits")
     progress("the browser's libraries")
-    assets = _assets(entries)
+    library = {name: Asset.of(path) for name, path in libraries.installed().items()}
+    assets = _assets(entries, library)
     tls, print_ = (None, "") if place.loopback else certificate.made(place.address)
     session = Session(silence=place.silence)
     with Server(place.address, place.port, assets, session.answer, tls=tls) as server:
-        if place.port not in (0, server.port):
-            notes.append(f"port {place.port} is taken: the browser keeps nothing for the next run")
-        _show(server.url, print_)
+        taken = (
+            "" if place.port in (0, server.port) else f"port {place.port} is taken: the browser keeps nothing for the next run"
+        )
+        notes += filter(None, [taken])
+        _show(server.url, print_, taken)
         progress("waiting for a browser that opens the page")
         hello = session.greeted(place.wait)
         if hello is None:
             raise InferenceError(f"nobody opened the page in {place.wait:.0f} seconds", fix="open the URL, and begin there")
-        phone = _phone(session, entries, hello, settings, progress)
+        phone = _phone(session, entries, hello, settings, library, progress)
         started = dt.datetime.now(dt.UTC).isoformat(timespec="seconds")
         complete = phone.go()
         session.close()
@@ -236,18 +255,28 @@ def bench(
         lanes=tuple(phone.finish(lane) for lane in phone.lanes),
         samples=tuple(phone.samples),
         complete=complete,
-        notes=tuple(dict.fromkeys([*notes, *_notes(hello, settings), *phone.notes])),
+        notes=tuple(dict.fromkeys([*notes, *_notes(hello, settings, phone.lanes), *phone.notes, *phone.left_out()])),
         host=clean(hello.name) or target.name,
     )
     return doubts.judged(run)
 
 
 def _phone(
-    session: Session, entries: Sequence[Entry], hello: Hello, settings: Settings, progress: Callable[[str], None]
+    session: Session,
+    entries: Sequence[Entry],
+    hello: Hello,
+    settings: Settings,
+    library: Mapping[str, Asset],
+    progress: Callable[[str], None],
 ) -> Phone:
     """The lanes of this browser; those that it cannot hold have failed before anything is sent."""
     found = [(lane, entry) for entry in entries for lane in lanes.in_browser(entry, hello, settings)]
-    phone = Phone(session, settings, [lane for lane, _ in found], {lane.id: entry for lane, entry in found}, progress)
+    wasm = {}
+    for lane, _ in found:
+        name = lanes.wasm(lane, hello)
+        wasm[lane.id] = File(name, library[name].sha256, library[name].size)
+    measured = [lane for lane, _ in found]
+    phone = Phone(session, settings, measured, {lane.id: entry for lane, entry in found}, wasm, progress)
     for lane, entry in found:
         reason = lanes.too_large(entry, hello.system)
         if reason is not None:
@@ -255,10 +284,12 @@ def _phone(
     return phone
 
 
-def _notes(hello: Hello, settings: Settings) -> list[str]:
+def _notes(hello: Hello, settings: Settings, measured: Sequence[Lane]) -> list[str]:
     notes = ["memory, clocks, temperature and energy: a browser does not tell them"]
     if not hello.isolated:
         notes.append("one thread: this browser does not isolate the page")
+    elif not hello.relaxed and any(lane.engine == lanes.LIBRARIES["tflite"][0] for lane in measured):
+        notes.append("one thread of LiteRT.js: this browser's wasm has no relaxed SIMD, which its threads need")
     if hello.gpu is None:
         notes.append("no lane on the GPU: this browser has no WebGPU for the page")
     if settings.sustained:
@@ -273,14 +304,17 @@ def _place(target: Target) -> Place:
     try:
         parts = urlsplit(where)
         port = PORT if parts.port is None else parts.port
-        address = str(ipaddress.ip_address(parts.hostname or _lan_address()))
+        address = ipaddress.ip_address(parts.hostname or _lan_address())
         wait, silence = (float(options.get(key, value)) for key, value in (("wait", WAIT), ("silence", 15.0)))
     except ValueError as error:
         fix = "give an address of this machine and seconds: phone://192.168.1.20:8765"
         raise UsageError(f"cannot be used: {error}", where=where, fix=fix) from error
-    if not (0 < wait < math.inf and 0 < silence < math.inf) or parts.path.strip("/") or parts.username:
-        raise UsageError("cannot be used", where=where, fix="give an address of this machine: phone://192.168.1.20:8765")
-    return Place(address, port, wait, silence)
+    if not (0 < wait <= WEEK and 0 < silence <= WEEK):
+        raise UsageError("no time to wait", where=where, fix=f"give seconds, at most {WEEK:.0f}")
+    if address.is_unspecified or address.is_multicast or parts.path.strip("/") or parts.username:
+        fix = "give one address by which the phone reaches this machine: phone://192.168.1.20:8765"
+        raise UsageError("cannot be used", where=where, fix=fix)
+    return Place(str(address), port, wait, silence)
 
 
 def _lan_address() -> str:
@@ -294,10 +328,11 @@ def _lan_address() -> str:
         raise ResourceError("this machine has no network", where="phone://", fix=fix) from error
 
 
-def _assets(entries: Sequence[Entry]) -> dict[str, Asset]:
-    """All that is served: the page, the libraries, and the graphs' files by their hashes."""
+def _assets(entries: Sequence[Entry], library: Mapping[str, Asset]) -> dict[str, Asset]:
+    """All that is served: the page, the libraries' scripts, and by their hashes their wasm and the graphs' files."""
     assets = {name: Asset.of(libraries.WEB / file) for name, file in PAGE.items()}
-    assets |= {name: Asset.of(path) for name, path in libraries.installed().items()}
+    for name, asset in library.items():
+        assets[f"file/{asset.sha256}" if name.endswith(".wasm") else f"lib/{name}"] = asset
     for entry in entries:
         for name in entry.bundle.files_of(entry.bundle.graphs[entry.runtime]):
             known = entry.bundle.files[name]
@@ -305,8 +340,8 @@ def _assets(entries: Sequence[Entry]) -> dict[str, Asset]:
     return assets
 
 
-def _show(url: str, fingerprint: str) -> None:
-    """The page's address, as a code that a phone's camera reads, on the terminal."""
+def _show(url: str, fingerprint: str, note: str) -> None:
+    """The page's address, as a code that a phone's camera reads, on the terminal, and what its user has to know."""
     try:
         import segno
     except ImportError as error:
@@ -316,4 +351,4 @@ def _show(url: str, fingerprint: str) -> None:
     if fingerprint:
         lines.append("It will say that the connection is not private: the certificate is of this machine, for this run.")
         lines.append(f"Its SHA-256: {fingerprint}")
-    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    print(*lines, *filter(None, [note]), sep="\n", file=sys.stderr, flush=True)

@@ -104,7 +104,7 @@ def test_lanes_that_are_alike_are_told_apart_by_id() -> None:
     assert {row.lane for row in outcome.regressions} == {"other file"}
 
 
-@pytest.mark.parametrize("change", ["model", "variant", "runtime", "threads", "engine"])
+@pytest.mark.parametrize("change", ["model", "variant", "runtime", "threads", "engine", "device"])
 def test_lanes_of_another_kind_are_not_compared(change: str) -> None:
     value = 1 if change == "threads" else "tflite"
     other = dataclasses.replace(a_lane(), **{change: value})
@@ -133,6 +133,7 @@ def without(run: Run, kind: str) -> Run:
 
 
 OLD, NEW = a_run(seed=0), a_run(seed=1)
+PHONE = dataclasses.replace(MACHINE, cpu="unknown: a browser does not tell", features=None)
 
 
 def test_a_lane_whose_output_is_wrong_is_no_answer_whatever_it_measured() -> None:
@@ -149,6 +150,16 @@ def test_a_lane_whose_output_is_wrong_is_no_answer_whatever_it_measured() -> Non
             OLD,
             changed(NEW, machine=dataclasses.replace(MACHINE, memory=None)),
             "another machine: memory was 8589934592 and is none",
+        ),
+        (
+            changed(OLD, machine=dataclasses.replace(MACHINE, model="Pixel 8")),
+            changed(NEW, machine=dataclasses.replace(MACHINE, model="Pixel 6a")),
+            "another machine: model was Pixel 8 and is Pixel 6a",
+        ),
+        (
+            changed(OLD, machine=PHONE, host="hers"),
+            changed(NEW, machine=PHONE, host="his"),
+            "another machine: it was called 'hers' and is called 'his'",
         ),
         (OLD, changed(NEW, doubts=("others kept 1.2 processors busy",)), "new run: others kept 1.2 processors busy"),
         (changed(OLD, doubts=("emulated",)), NEW, "old run: emulated"),
@@ -168,6 +179,10 @@ def test_a_lane_whose_output_is_wrong_is_no_answer_whatever_it_measured() -> Non
 def test_what_speaks_against_an_answer(old: Run, new: Run, said: str) -> None:
     (against,) = compare(old, new).against
     assert against.startswith(said)
+
+
+def test_a_machine_that_tells_its_processor_may_get_another_name() -> None:
+    assert compare(changed(OLD, host="kitchen"), changed(NEW, host="hall")).against == ()
     assert compare(OLD, NEW).against == ()
 
 

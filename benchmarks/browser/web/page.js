@@ -1,10 +1,15 @@
 // src/device.ts
+var RELAXED_SIMD = Uint8Array.of(
+  ...[0, 97, 115, 109, 1, 0, 0, 0, 1, 5, 1, 96, 0, 1, 123, 3, 2, 1, 0],
+  ...[10, 15, 1, 13, 0, 65, 0, 253, 15, 65, 0, 253, 15, 253, 128, 2, 11]
+);
 async function describe() {
   const told = navigator;
   const names = ["architecture", "bitness", "model", "platformVersion"];
   const hints = await told.userAgentData?.getHighEntropyValues(names).catch(() => ({}));
   const hint = (name) => typeof hints?.[name] === "string" ? hints[name] : "";
   return {
+    page: Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-"),
     name: "",
     agent: navigator.userAgent,
     platform: told.userAgentData?.platform ?? "",
@@ -15,6 +20,7 @@ async function describe() {
     cores: navigator.hardwareConcurrency || 1,
     memory: told.deviceMemory ?? null,
     isolated: self.crossOriginIsolated,
+    relaxed: WebAssembly.validate(RELAXED_SIMD),
     touch: navigator.maxTouchPoints,
     gpu: await gpu()
   };
@@ -51,20 +57,29 @@ function element(id) {
   return document.getElementById(id);
 }
 var show = (text) => void (element("status").textContent = text);
+var textOf = (error) => error instanceof Error ? error.message : String(error);
 async function post(name, value, tries = TRIES) {
   for (let left = tries; ; left--) {
     let answer;
+    let said;
     try {
       answer = await fetch(new URL(name, base), { method: "POST", body: JSON.stringify(value), cache: "no-store" });
+      said = await answer.json();
     } catch (error) {
       if (left <= 1) throw error;
       await new Promise((resolve) => setTimeout(resolve, 1e3));
       continue;
     }
-    const said = await answer.json();
     if (!answer.ok) throw new Error(said?.error ?? `status ${answer.status}`);
     return said;
   }
+}
+var hidden = document.hidden;
+document.addEventListener("visibilitychange", () => hidden ||= document.hidden);
+function wasHidden() {
+  const was = hidden;
+  hidden = document.hidden;
+  return was;
 }
 function work(job, send) {
   return new Promise((resolve, reject) => {
@@ -72,14 +87,25 @@ function work(job, send) {
     let sent = Promise.resolve();
     const end = () => {
       worker.terminate();
+      document.removeEventListener("visibilitychange", warn);
       sent.then(() => resolve(), reject);
     };
+    const put = (said) => {
+      sent = sent.then(() => send(said));
+      sent.catch(end);
+    };
     const tell = (word) => {
-      sent = sent.then(() => send({ ...word, job: job.number }));
+      put({ ...word, job: job.number, hidden: wasHidden() });
       if (word.kind === "progress") show(`${job.lane}: ${word.text}`);
       if (word.kind === "failed") show(`${job.lane}: ${word.text}`);
       if (word.kind === "finished" || word.kind === "failed") end();
     };
+    const warn = () => {
+      const text = "the page is not in front: what it measures does not count";
+      if (document.hidden) put({ kind: "progress", text, job: job.number, hidden: true });
+    };
+    document.addEventListener("visibilitychange", warn);
+    warn();
     worker.onmessage = (event) => tell(event.data);
     worker.onerror = (event) => {
       event.preventDefault();
@@ -93,20 +119,25 @@ async function measure(hello) {
   const beat = setInterval(() => void post("beat", { session }, 1).catch(() => void 0), BEAT);
   const bye = () => void navigator.sendBeacon(new URL("bye", base), JSON.stringify({ session }));
   addEventListener("pagehide", bye);
-  await keepAwake();
+  let number = 0;
+  const send = (said) => post("say", { session, said, number: ++number });
   try {
+    await keepAwake();
     const wanted = /* @__PURE__ */ new Set();
     for (let after = 0; ; ) {
       show("waiting");
       const next = await post("next", { session, after });
       if (next.done) break;
       if (!next.job) continue;
-      for (const file of next.job.files) wanted.add(file.sha256);
-      await work(next.job, (said) => post("say", { session, said }));
+      for (const file of [...next.job.files, next.job.wasm]) wanted.add(file.sha256);
+      await work(next.job, send);
       after = next.job.number;
     }
     await forget(base, (sha256) => !wanted.has(sha256));
     show("Done. The figures are on the machine that asked; this page can be closed.");
+  } catch (error) {
+    await post("bye", { session, reason: textOf(error) }, 1).catch(() => void 0);
+    throw error;
   } finally {
     clearInterval(beat);
     removeEventListener("pagehide", bye);
@@ -133,7 +164,7 @@ async function begin() {
     event.preventDefault();
     button.disabled = name.disabled = true;
     measure({ ...hello, name: name.value }).catch((error) => {
-      show(`Stopped: ${error instanceof Error ? error.message : String(error)}`);
+      show(`Stopped: ${textOf(error)}`);
     });
   });
 }

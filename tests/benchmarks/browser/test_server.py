@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import http.client
 import json
-from collections.abc import Iterator
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from edgellm.benchmarks.browser.server import MOST_SAID, Asset, RefusedError, Server
+from edgellm.benchmarks.browser import certificate
+from edgellm.benchmarks.browser import server as server_module
+from edgellm.benchmarks.browser.server import MOST_OPEN, MOST_SAID, Asset, RefusedError, Server
 from edgellm.errors import ResourceError
 
 CONTENT = bytes(range(256)) * 40
@@ -173,11 +181,87 @@ def test_a_connection_that_was_kept_open_ends_with_it(tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
+def test_strangers_hold_up_nobody_and_no_more_than_some_connections(tmp_path: Path, encrypted: bool) -> None:
+    """Each of them says nothing, or half of a request."""
+    (tmp_path / "page").write_text("hello")
+    tls = certificate.made("127.0.0.1")[0] if encrypted else None
+    with (
+        Server("127.0.0.1", 0, {"": Asset.of(tmp_path / "page")}, lambda name, value: None, tls=tls) as server,
+        contextlib.ExitStack() as opened,
+    ):
+        before = threading.active_count()
+        strangers = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", server.port), 10)) for _ in range(3 * MOST_OPEN)
+        ]
+        for each in strangers[::2]:
+            with contextlib.suppress(OSError):
+                each.sendall(b"GET / HT")
+        if tls is None:
+            answer, body = ask(server, f"/{server.token}/")
+            assert (answer.status, body) == (200, b"hello")
+        for each in strangers[:MOST_OPEN]:
+            each.settimeout(10)
+            with contextlib.suppress(ConnectionResetError):
+                assert each.recv(1) == b""  # the oldest were turned out
+        assert wait_for(lambda: threading.active_count() - before <= MOST_OPEN)
+
+
+def test_a_stranger_has_one_deadline_and_a_page_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "DEADLINE", 0.5)
+    (tmp_path / "page").write_text("hello")
+    with Server("127.0.0.1", 0, {"": Asset.of(tmp_path / "page")}, lambda name, value: None, tls=None) as server:
+        page = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        page.request("GET", f"/{server.token}/")
+        assert page.getresponse().read() == b"hello"
+        with socket.create_connection(("127.0.0.1", server.port), 10) as slow:
+            drops = 0
+            with contextlib.suppress(OSError):
+                for byte in b"GET / HTTP/1.1\r\nHost: x\r\n" + b"A" * 1000:  # a byte now and then is no sign of life
+                    slow.sendall(bytes([byte]))
+                    drops += 1
+                    time.sleep(0.05)
+            assert drops < 1000
+        kept = page.sock
+        page.request("GET", f"/{server.token}/")
+        assert page.getresponse().read() == b"hello"
+        assert page.sock is kept
+        page.close()
+
+
+def test_who_does_not_know_the_token_gets_one_answer(server: Server) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    connection.request("GET", "/x/")
+    answer = connection.getresponse()
+    assert (answer.status, answer.read()) == (404, b"null")
+    assert connection.sock is None or connection.sock.recv(1) == b""
+    connection.close()
+
+
 def test_a_port_that_is_taken_is_replaced(server: Server) -> None:
     with Server("127.0.0.1", server.port, {}, lambda name, value: None, tls=None) as other:
         assert other.port not in (0, server.port)
+    assert server_module._Http.allow_reuse_address == (os.name != "nt")  # where two could listen on one
+
+
+def test_no_other_port_where_it_is_not_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that this user may not have is no reason to take another."""
+
+    def refuse(self: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(server_module._Http, "server_bind", refuse)
+    with pytest.raises(ResourceError, match=r"127.0.0.1:443: cannot listen there: Permission denied"):
+        Server("127.0.0.1", 443, {}, lambda name, value: None, tls=None)
 
 
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(ResourceError, match="cannot listen there"):
         Server("192.0.2.7", 0, {}, lambda name, value: None, tls=None)
+
+
+def wait_for(holds: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 10
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+    return holds()

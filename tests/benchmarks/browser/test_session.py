@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from typing import Any
 
@@ -12,6 +13,7 @@ from edgellm.benchmarks.browser.session import GoneError, Said, Session
 from edgellm.errors import InferenceError
 
 HELLO = {"name": "kitchen", "agent": "a browser", "cores": 2, "gpu": None}
+NUMBERS = itertools.count(1)
 
 
 def greeted(silence: float = 15.0) -> tuple[Session, str]:
@@ -21,7 +23,7 @@ def greeted(silence: float = 15.0) -> tuple[Session, str]:
 
 
 def say(session: Session, key: str, **said: object) -> None:
-    session.answer("say", {"session": key, "said": said})
+    session.answer("say", {"session": key, "said": said, "number": next(NUMBERS)})
 
 
 def test_jobs_go_out_one_by_one_and_again_where_a_connection_broke() -> None:
@@ -65,15 +67,59 @@ def test_nobody_speaks_before_a_hello(name: str) -> None:
         {"job": "1", "kind": "finished"},
         {"job": 1, "kind": "sample", "seconds": "fast"},
         {"job": 1},
+        {"job": 1, "kind": "sample", "case": -100},
+        {"job": 1, "kind": "sample", "seconds": -1.0},
+        {"job": 1, "kind": "sample", "seconds": 1e308},
+        {"job": 1, "kind": "sample", "seconds": 1.0, "steps": [0.5, 1e9]},
+        {"job": 1, "kind": "loaded", "imported": -0.1},
     ],
 )
 def test_what_is_no_message_is_refused(said: object) -> None:
     session, key = greeted()
     with pytest.raises(ValueError, match=r"."):
-        session.answer("say", {"session": key, "said": said})
+        session.answer("say", {"session": key, "said": said, "number": 1})
 
 
-@pytest.mark.parametrize("hello", [None, {}, {**HELLO, "cores": "many"}, {**HELLO, "more": 1}])
+@pytest.mark.parametrize("number", [None, "1", [], 1.5, float("inf")])
+def test_numbers_are_whole(number: object) -> None:
+    session, key = greeted()
+    with pytest.raises(ValueError, match="whole number"):
+        session.answer("say", {"session": key, "said": {"job": 1, "kind": "finished"}, "number": number})
+    with pytest.raises(ValueError, match="whole number"):
+        session.answer("next", {"session": key, "after": number})
+
+
+def test_what_is_said_twice_is_heard_once() -> None:
+    session, key = greeted()
+    for number in (1, 1, 2, 1):
+        session.answer("say", {"session": key, "said": {"job": 1, "kind": "progress", "text": str(number)}, "number": number})
+    say(session, key, job=1, kind="finished")
+    assert [each.text for each in session.do({"number": 1})] == ["1", "2", ""]
+
+
+def test_a_hello_that_arrives_twice_is_the_same_page() -> None:
+    session = Session()
+    first = session.answer("hello", {**HELLO, "page": "a1"})
+    assert session.answer("hello", {**HELLO, "page": "a1"}) == first
+    for other in ({**HELLO, "page": "b2"}, HELLO):
+        with pytest.raises(RefusedError, match="another page"):
+            session.answer("hello", other)
+
+
+BAD = [
+    {**HELLO, **bad}
+    for bad in (
+        {"memory": 1e308},
+        {"memory": -1},
+        {"cores": 0},
+        {"cores": 10**30},
+        {"agent": "x" * 100_000},
+        {"model": "x" * 1001},
+    )
+]
+
+
+@pytest.mark.parametrize("hello", [None, {}, {**HELLO, "cores": "many"}, {**HELLO, "more": 1}, *BAD])
 def test_what_is_no_hello_is_refused(hello: object) -> None:
     session = Session()
     with pytest.raises(ValueError, match=r"."):
@@ -84,7 +130,7 @@ def test_what_is_no_hello_is_refused(hello: object) -> None:
 
 def test_a_failure_is_an_error_in_one_line() -> None:
     session, key = greeted()
-    say(session, key, job=1, kind="failed", text="Aborted(OOM)\n at x\n at y")
+    say(session, key, job=1, kind="failed", text="Aborted(OOM)\n at \ud800x\x1b\n at y")
     with pytest.raises(InferenceError, match=r"^the browser failed: Aborted\(OOM\) at x at y$"):
         list(session.do({"number": 1}))
 
@@ -93,6 +139,13 @@ def test_a_page_that_leaves() -> None:
     session, key = greeted()
     session.answer("bye", {"session": key})
     with pytest.raises(GoneError, match="closed or left"):
+        list(session.do({"number": 1}))
+
+
+def test_a_page_that_stops_says_why() -> None:
+    session, key = greeted()
+    session.answer("bye", {"session": key, "reason": "status 400\x1b[2J"})
+    with pytest.raises(GoneError, match=r"^the page stopped: status 400 2J; keep"):
         list(session.do({"number": 1}))
 
 

@@ -318,6 +318,8 @@ def target(url: str, **options: str) -> Target:
         ),
         (lambda file: target(f"adb://R58N?binary={file}&timeout=soon"), r"pixel: timeout: 'soon' is no number of seconds"),
         (lambda file: target("adb://R58N", binary=file, timeout="0"), r"'0' is no number of seconds"),
+        (lambda file: target("adb://R58N", binary=file, timeout="3000000"), r"'3000000' is no number of seconds"),
+        (lambda file: target("adb://R58N", binary=file, timeout="9" * 400), r"is no number of seconds"),
         (lambda file: target("adb://R58N", binary=file, taskset="f0; reboot"), r"pixel: taskset: 'f0; reboot' is no mask"),
     ],
 )

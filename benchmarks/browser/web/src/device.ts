@@ -1,6 +1,12 @@
 // What this browser tells of the device; it may tell nothing, and round what it tells.
 import type { Gpu, Hello } from "./protocol";
 
+// (module (func (result v128) (i8x16.relaxed_swizzle (i8x16.splat (i32.const 0)) (i8x16.splat (i32.const 0)))))
+const RELAXED_SIMD = Uint8Array.of(
+  ...[0x00, 0x61, 0x73, 0x6d, 0x01, 0x00, 0x00, 0x00, 0x01, 0x05, 0x01, 0x60, 0x00, 0x01, 0x7b, 0x03, 0x02, 0x01, 0x00],
+  ...[0x0a, 0x0f, 0x01, 0x0d, 0x00, 0x41, 0x00, 0xfd, 0x0f, 0x41, 0x00, 0xfd, 0x0f, 0xfd, 0x80, 0x02, 0x0b],
+);
+
 interface Hints {
   readonly platform: string;
   getHighEntropyValues(names: string[]): Promise<Record<string, unknown>>;
@@ -12,6 +18,7 @@ export async function describe(): Promise<Hello> {
   const hints = await told.userAgentData?.getHighEntropyValues(names).catch(() => ({}) as Record<string, unknown>);
   const hint = (name: string): string => (typeof hints?.[name] === "string" ? hints[name] : "");
   return {
+    page: Array.from(crypto.getRandomValues(new Uint32Array(4)), (part) => part.toString(16)).join("-"),
     name: "",
     agent: navigator.userAgent,
     platform: told.userAgentData?.platform ?? "",
@@ -22,6 +29,7 @@ export async function describe(): Promise<Hello> {
     cores: navigator.hardwareConcurrency || 1,
     memory: told.deviceMemory ?? null,
     isolated: self.crossOriginIsolated,
+    relaxed: WebAssembly.validate(RELAXED_SIMD),
     touch: navigator.maxTouchPoints,
     gpu: await gpu(),
   };

@@ -24,16 +24,15 @@ interface Signature {
   readonly outputs: readonly string[];
 }
 
-export async function bring(base: URL, job: Job): Promise<LiteRt> {
-  const threads = job.threads > 1;
+export async function bring(base: URL, job: Job, wasm: Uint8Array): Promise<LiteRt> {
   const at = (name: string): string => new URL(`lib/${name}`, base).href;
   // in a worker its script does not know from where it came, and would look for its wasm beside the worker
-  const script = at(`litert_wasm${threads ? "_threaded" : ""}_internal.js`);
+  const script = at(job.wasm.name.replace(/wasm$/, "js"));
   const silent = (): undefined => undefined; // what goes wrong comes as an exception, not on the console
-  const module = { locateFile: at, print: silent, printErr: silent };
-  Object.assign(self, { Module: threads ? { ...module, mainScriptUrlOrBlob: script } : module });
+  const module = { locateFile: at, wasmBinary: wasm, print: silent, printErr: silent, mainScriptUrlOrBlob: script };
+  Object.assign(self, { Module: module });
   const library = (await import(at("litert.js"))) as typeof import("@litertjs/core");
-  return library.loadLiteRt(at(""), { threads });
+  return library.loadLiteRt(script); // the build that the other side chose by what this browser can
 }
 
 export async function open(

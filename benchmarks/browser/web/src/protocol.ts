@@ -43,6 +43,8 @@ export interface Job {
   readonly device: "wasm" | "webgpu";
   readonly threads: number;
   readonly files: readonly FileEntry[];
+  /** The library's own; its scripts lie in lib/. */
+  readonly wasm: FileEntry;
   readonly caches: readonly Cache[];
   readonly vocab: number;
   readonly chunk: number;
@@ -64,13 +66,14 @@ export interface Row {
 
 export type Word =
   | { kind: "progress"; text: string }
-  | { kind: "loaded"; seconds: number; imported: number }
+  | { kind: "loaded"; seconds: number; imported: number; kept: boolean }
   | { kind: "rows"; rows: Row[] }
   | { kind: "sample"; case: number; seconds: number; steps: number[]; tokens: number[] }
   | { kind: "finished" }
   | { kind: "failed"; text: string };
 
-export type Said = Word & { job: number };
+/** `hidden` is whether the page was, at any time since the word before. */
+export type Said = Word & { job: number; hidden: boolean };
 
 export interface Gpu {
   vendor: string;
@@ -81,6 +84,8 @@ export interface Gpu {
 }
 
 export interface Hello {
+  /** Of this page and no other: a hello may be heard twice. */
+  page: string;
   name: string;
   agent: string;
   platform: string;
@@ -91,6 +96,7 @@ export interface Hello {
   cores: number;
   memory: number | null;
   isolated: boolean;
+  relaxed: boolean;
   touch: number;
   gpu: Gpu | null;
 }
