@@ -51,6 +51,14 @@ TRACED = (
     "update_apply.py",
     "partial.py",
 )  # of the package; a handler of Python's runs between any two of their lines
+ALIKE = (
+    "_make",
+    "_write",
+    "_link",
+    "find",
+    "_liken",
+    "_check_content",
+)  # within the building: their callers' lines stand for theirs
 RENAMEAT2 = {"x86_64": 316, "aarch64": 276}
 
 
@@ -91,7 +99,8 @@ def stopped_at(point: int, how: str, act: Callable[[], object]) -> str:
 
         def trace(frame: FrameType, event: str, argument: object) -> object:
             nonlocal left
-            if Path(frame.f_code.co_filename).name not in TRACED:
+            code = frame.f_code
+            if Path(code.co_filename).name not in TRACED or code.co_name in ALIKE:
                 return None
             if event == "line":
                 left -= 1
