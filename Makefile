@@ -32,7 +32,7 @@ test: $(VENV)/.tested $(COMPAT)/.installed models
 
 # The device side on emulated ARM boards, of Debian's and the index's own aarch64 packages. It wants Debian's qemu-user-static and
 # mmdebstrap, and skips without them; what boards are made of is kept in the user's cache.
-test-arm: $(VENV)/.tested
+test-arm: $(VENV)/.tested $(COMPAT)/.installed
 	$(BIN)/python -m edgellm.benchmarks.models smollm2
 	OPENBLAS_NUM_THREADS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 10 -m arm tests/arm
 
