@@ -136,6 +136,7 @@ class _Http(ThreadingHTTPServer):
 
     daemon_threads = True
     block_on_close = False
+    request_queue_size = MOST_OPEN  # of five, most wait a second for their second try
     allow_reuse_address = os.name != "nt"  # there it would let two listen on one port
     token: str
     assets: Mapping[str, Asset]

@@ -139,7 +139,7 @@ class Phone:
         """Keep what a message says."""
         if said.kind == "rows":
             self.compare(lane, said)
-        elif said.hidden and said.kind in ("loaded", "sample"):
+        elif said.hidden and cases and said.kind in ("loaded", "sample"):
             self.hidden[lane.id] += 1
             self.progress(f"{lane.id}: does not count, the page was not in front")
         elif said.kind == "loaded" and cases:
@@ -198,7 +198,7 @@ class Phone:
 
     def left_out(self) -> list[str]:
         """Notes about samples that do not count."""
-        return [f"{lane}: {count} samples are left out: the page was not in front" for lane, count in self.hidden.items()]
+        return [f"{lane}: samples left out, because the page was not in front: {count}" for lane, count in self.hidden.items()]
 
 
 def bench(

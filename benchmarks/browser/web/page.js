@@ -116,7 +116,12 @@ function work(job, send) {
 }
 async function measure(hello) {
   const { session } = await post("hello", hello);
-  const beat = setInterval(() => void post("beat", { session }, 1).catch(() => void 0), BEAT);
+  let last = Date.now();
+  const beat = setInterval(() => {
+    hidden ||= Date.now() - last > 4 * BEAT;
+    last = Date.now();
+    void post("beat", { session }, 1).catch(() => void 0);
+  }, BEAT);
   const bye = () => void navigator.sendBeacon(new URL("bye", base), JSON.stringify({ session }));
   addEventListener("pagehide", bye);
   let number = 0;

@@ -182,8 +182,11 @@ def test_a_connection_that_was_kept_open_ends_with_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("encrypted", [False, True])
-def test_strangers_hold_up_nobody_and_no_more_than_some_connections(tmp_path: Path, encrypted: bool) -> None:
-    """Each of them says nothing, or half of a request."""
+def test_strangers_hold_up_nobody_and_no_more_than_some_connections(
+    tmp_path: Path, encrypted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them says nothing, or half of a request, and has all the time in the world."""
+    monkeypatch.setattr(server_module, "DEADLINE", 600.0)
     (tmp_path / "page").write_text("hello")
     tls = certificate.made("127.0.0.1")[0] if encrypted else None
     with (

@@ -80,7 +80,12 @@ function work(job: Job, send: (said: Said) => Promise<unknown>): Promise<void> {
 
 async function measure(hello: Hello): Promise<void> {
   const { session } = await post<{ session: string }>("hello", hello);
-  const beat = setInterval(() => void post("beat", { session }, 1).catch(() => undefined), BEAT);
+  let last = Date.now();
+  const beat = setInterval(() => {
+    hidden ||= Date.now() - last > 4 * BEAT; // a device that slept has told no page
+    last = Date.now();
+    void post("beat", { session }, 1).catch(() => undefined);
+  }, BEAT);
   const bye = (): void => void navigator.sendBeacon(new URL("bye", base), JSON.stringify({ session }));
   addEventListener("pagehide", bye);
   let number = 0;
