@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -16,19 +15,6 @@ from edgellm.cli import cli
 from tests import tiny_folder
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="session", autouse=True)
-def interruptible() -> None:
-    """A shell ignores SIGINT for what it starts in the background, nohup ignores SIGHUP, and children would inherit that.
-
-    The command line rightly keeps ignoring what it was told to ignore; these tests are about when it was not.
-    """
-    defaults = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}
-    for name, handler in defaults.items():
-        number = getattr(signal, name, None)  # Windows has no SIGHUP
-        if number is not None and signal.getsignal(number) == signal.SIG_IGN:
-            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

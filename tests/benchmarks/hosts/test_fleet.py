@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -184,24 +183,37 @@ else:
 """
 
 
-def test_ctrl_c_keeps_what_is_finished(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Told(io.StringIO):
-        def write(self, text: str) -> int:
-            if "quick: done" in text:
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-            return super().write(text)
+INTERRUPTED = """
+import io, signal, sys, threading
+from rich.console import Console
+from edgellm.benchmarks.hosts import Target, fleet
+from edgellm.benchmarks.result import Settings
+from edgellm.bundle import Bundle
+from tests.runs import a_run
 
-    monkeypatch.setattr(fleet, "CHILD", FAKE)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        targets = [Target("slow", "ssh://slow"), Target("quick", "ssh://quick")]
-        console = Console(file=Told(), width=200)
-        slow, quick = fleet.measure(targets, [bundle], ["onnx"], SMALL, command="edgellm bench", console=console)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert quick == a_run()
-    assert (slow.host, slow.complete, fleet.failed(slow)) == ("slow", False, "slow: interrupted; measure again")
+class Told(io.StringIO):
+    def write(self, text):
+        if "quick: done" in text:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        return super().write(text)
+
+fleet.CHILD = sys.argv[1]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+targets = [Target("slow", "ssh://slow"), Target("quick", "ssh://quick")]
+console = Console(file=Told(), width=200)
+bundle = Bundle.open(sys.argv[2])
+slow, quick = fleet.measure(targets, [bundle], ["onnx"], Settings(), command="edgellm bench", console=console)
+assert quick == a_run()
+print(slow.host, slow.complete, fleet.failed(slow))
+"""
+
+
+def test_ctrl_c_keeps_what_is_finished(bundle: Bundle) -> None:
+    """In a process of its own, whose main thread a signal is for."""
+    command = [sys.executable, "-c", INTERRUPTED, FAKE, str(bundle.path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert (done.stdout, done.stderr) == ("slow False slow: interrupted; measure again\n", "")
 
 
 def test_figures_that_cannot_be_and_what_a_terminal_would_obey(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
