@@ -1,4 +1,4 @@
-"""A real browser, and a bundle for it."""
+"""A real browser and a bundle for it; a board behind a real sshd."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from edgellm.benchmarks.browser import libraries
 from edgellm.bundle import Bundle
 from edgellm.errors import RuntimeUnavailable
+from tests.sshd import Board
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
 
@@ -50,3 +51,14 @@ def both(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     from edgellm.conversion import convert
 
     return convert(tiny_source, tmp_path_factory.mktemp("phone") / "tiny", target="both", quant="int4")
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[Board]:
+    with Board.started(tmp_path / "board") as board:
+        yield board
+
+
+@pytest.fixture
+def bundle(tiny_bundle: Path) -> Bundle:
+    return Bundle.open(tiny_bundle)
